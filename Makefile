@@ -1,0 +1,19 @@
+# Each target is one plain command, for those without make
+.PHONY: prepare fresh docs readme readme-check
+
+prepare:            ## before a commit: package, stored outputs, README
+	nbdev_export
+	python tools/execute.py
+	python tools/nbsite.py readme
+
+fresh:              ## run all notebooks: each must show what is stored in it
+	python tools/execute.py --check
+
+docs:               ## the site: _docs/index.html
+	python tools/nbsite.py site
+
+readme:             ## README.md, from nbs/index.ipynb
+	python tools/nbsite.py readme
+
+readme-check:
+	python tools/nbsite.py readme --check

@@ -1,0 +1,101 @@
+"The command `asl_train` as its users run it: in a process of its own."
+import inspect, json, os, re, shutil, signal, subprocess, sys
+from pathlib import Path
+
+import pytest
+
+from asl.train import main, train
+
+command = [sys.executable, '-c', 'from asl.train import main; main()']
+
+def run(*args, cwd=None, **kw):
+    return subprocess.run([*command, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=300, **kw)
+
+def refusal(result):
+    "The one line of a refused call"
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == '' and result.stderr.count('\n') == 1 and result.stderr.startswith('asl_train: ')
+    return result.stderr
+
+files = {'settings.json', 'classes.json', 'metrics.jsonl', 'result.json', 'model.safetensors', 'loss.png', 'ap.png'}
+
+def test_leaves_a_run_folder_and_never_overwrites_it(tmp_path):
+    first = run('--epochs', 2, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    folder = tmp_path/'runs'/'asl-0'
+    assert {p.name for p in folder.iterdir()} == files
+    assert all(word in first.stdout for word in ('epoch   1/2', 'mAP (macro)', 'OF1 at 0.5', 'best OF1', str(Path('runs/asl-0'))))
+    settings, result = [json.loads((folder/f'{name}.json').read_text()) for name in ('settings', 'result')]
+    assert {k: settings[k] for k in ('loss', 'gamma_neg', 'gamma_pos', 'clip', 'epochs', 'seed')} == dict(
+        loss='asl', gamma_neg=4, gamma_pos=1, clip=.05, epochs=2, seed=0)
+    records = [json.loads(line) for line in (folder/'metrics.jsonl').read_text().splitlines()]
+    assert [r['epoch'] for r in records] == [1, 2] and records[1]['mAP'] == result['mAP']
+    assert list(result['AP']) == json.loads((folder/'classes.json').read_text()) and len(result['AP']) == 80
+
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    assert run('--epochs', 2, cwd=tmp_path).returncode == 0
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    for name in ('metrics.jsonl', 'result.json', 'model.safetensors'):   # same seed, same numbers, to the last bit
+        assert (tmp_path/'runs'/'asl-1'/name).read_bytes() == before[name]
+
+@pytest.mark.parametrize('loss', ['bce', 'focal', 'timm_asl'])
+def test_every_loss_trains(tmp_path, loss):
+    result = run('--loss', loss, '--epochs', 1, '--classes', 10, '--seed', 1, '--batch-size', 256, '--out', tmp_path/'a'/'b')
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path/'a'/'b'/f'{loss}-0'/'result.json').exists()
+
+bad = ['--loss foo', '--gamma_neg -1', '--gamma_pos nan', '--clip 1.5', '--clip 1', '--clip -.1', '--epochs 0', '--epochs x', '--epochs',
+    '--epoch 3', '--lr nan', '--lr 0', '--lr inf', '--batch_size 1', '--seed -1', '--ema 1', '--weight_decay -1', '--classes 5',
+    '--device nowhere', '--model no_such_model', '--loss bce --gamma_neg 2', '--loss focal --clip .1', 'labels.csv']
+
+@pytest.mark.parametrize('options', bad)
+def test_a_bad_option_is_one_line(tmp_path, monkeypatch, capsys, options):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as e: main(options.split())
+    out, err = capsys.readouterr()
+    assert e.value.code == 2 and out == '' and err.count('\n') == 1 and err.startswith('asl_train: ')
+    named = [w for w in options.split() if w[:2] == '--' or w == 'labels.csv'][-1]
+    assert named in err and not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('options', ['--loss foo', '--epochs x', '--model no_such_model'])
+def test_nothing_else_is_printed_by_the_process(tmp_path, options):
+    assert options.split()[0] in refusal(run(*options.split(), cwd=tmp_path)) and not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('out', ['file', 'file/below', '/proc', '/proc/below'])
+def test_an_unwritable_out_is_one_line(tmp_path, out):
+    if out.startswith('/proc') and not Path('/proc/self').exists(): pytest.skip('no /proc here')
+    (tmp_path/'file').touch()
+    assert '--out' in refusal(run('--out', out, cwd=tmp_path))
+
+def test_help_names_every_option():
+    result = run('-h')
+    assert result.returncode == 0
+    for name in inspect.signature(train).parameters: assert re.search(rf'^  --{name}\b.*', result.stdout, re.M), name
+
+def test_a_missing_extra_is_one_line(tmp_path):
+    code = "import asl.train as t; find = t.find_spec; t.find_spec = lambda p: None if p == 'torchmetrics' else find(p); t.main()"
+    result = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
+    assert "torchmetrics" in refusal(result) and "pip install 'asl[train]'" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+def test_ctrl_c_is_one_line(tmp_path):
+    code = 'import signal; signal.signal(signal.SIGINT, signal.default_int_handler); '+command[-1]   # a job in the background ignores it
+    p = subprocess.Popen([*command[:-1], code, '--epochs', '500'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert 'epoch' in p.stdout.readline()
+    p.send_signal(signal.SIGINT)
+    _, err = p.communicate(timeout=60)
+    assert p.returncode == 130 and err.count('\n') == 1 and err.startswith('asl_train: stopped')
+    assert (tmp_path/'runs'/'asl-0'/'metrics.jsonl').read_text().count('\n') >= 1
+
+def test_a_diverging_run_is_one_line(tmp_path):
+    result = run('--lr', 1e30, '--epochs', 1, cwd=tmp_path)
+    assert result.returncode == 1 and result.stderr.count('\n') == 1 and '--lr' in result.stderr
+
+def test_importing_it_is_light():
+    code = "import sys, asl.train; print([m for m in ('timm', 'torchmetrics', 'sklearn', 'matplotlib', 'accelerate') if m in sys.modules])"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == '[]'
+
+def test_installed_under_its_name():
+    script = shutil.which('asl_train', path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')]))
+    if not script: pytest.skip('asl is not installed here')
+    assert '--gamma_neg' in subprocess.run([script, '-h'], capture_output=True, text=True).stdout

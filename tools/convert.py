@@ -1,0 +1,128 @@
+"""Notebooks for the documentation: processed by nbdev, which writes for Quarto, and from there to the Markdown of MyST, or to plain
+Markdown as GitHub shows it."""
+import inspect, pydoc, re, sys
+from functools import cache
+from pathlib import Path
+from textwrap import wrap
+import nbformat, yaml
+from execnb.nbio import nb2str, read_nb
+from nbdev.config import get_config
+from nbdev.processors import FilterDefaults, exec_show_docs
+from asl._modidx import d as index
+
+cfg = get_config()
+host = f'{cfg.doc_host}{cfg.doc_baseurl}'.rstrip('/')+'/'
+
+code = re.compile(r'^(`{3,}).*?^\1`*[ \t]*$|`[^`\n]+`', re.M|re.S)
+callout = re.compile(r'^:::+ *\{\.callout-(\w+)[^}]*\}\n+(?:#+ +([^\n]+)\n)?(.*?)^:::+ *$', re.M|re.S)
+entry = re.compile(r'\A(?:---\n+)?\[source\]\((\S+)\)\{[^}]*\}\n+(#+ (\S+))\n+(```python\n.*?\n```)(.*)\Z', re.S)
+documented = re.compile(r'^ {4}(\*{0,2}\w+)(?::(.*?))?(?:=.*?)?, # (.*)$', re.M)
+returned = re.compile(r'^\)->(.*): # (.*)$', re.M)
+
+def slug(title): return re.sub(r'[^\w .-]', '', title.strip().lower()).replace(' ', '-')   # as nbdev's doclinks have it
+def stem(path): return re.sub(r'^\d+[a-z]?_', '', Path(path).stem.lower())                 # 00_loss.ipynb is loss.html
+
+def outside_code(change, text):
+    "Apply `change` to `text`, but not to the code in it"
+    blocks = []
+    text = change(code.sub(lambda m: blocks.append(m[0]) or f'\0{len(blocks)-1}\0', text))
+    return re.sub('\0(\\d+)\0', lambda m: blocks[int(m[1])], text)
+
+def admonition(m, plain):
+    kind, title, body = m[1], m[2], m[3].strip()
+    if not plain: return f':::{{admonition}} {title or kind.title()}\n:class: {kind}\n\n{body}\n:::'
+    lines = [f'[!{kind.upper()}]', *([f'**{title}**', ''] if title else []), *body.splitlines()]
+    return '\n'.join(f'> {line}'.rstrip() for line in lines)
+
+def find(name):
+    "The function or class of `asl` that has this name"
+    return pydoc.locate(next(path for names in index['syms'].values() for path in names if path.split('.', 2)[2]==name))
+
+def signature(name):
+    "How to call it; nbdev's own signature has too long lines, and no `*`"
+    try: call = inspect.signature(find(name))
+    except ValueError: return f'{name}(*args)'      # an exception's constructor, which is C
+    arguments = [o.replace(annotation=o.empty) for o in call.parameters.values() if o.name!='self']
+    return name + re.sub(r'<.* at 0x\w+>', '...', str(call.replace(parameters=arguments, return_annotation=call.empty)))
+
+def reference(m, plain):
+    "nbdev's entry for a function or class: its name, link, signature, sentence, and then what was said about each argument"
+    link, heading, name, definition, about = m.groups()
+    link = f"{link.split('#')[0]}#L{inspect.getsourcelines(find(name))[1]}"
+    if plain: return f'{heading}\n\n[source]({link})\n\n{definition}{about}'
+    short = '\n'.join(wrap(signature(name), 88, subsequent_indent='    '))
+    listed = [(f'{argument}: {kind}'.removesuffix(': '), text) for argument, kind, text in documented.findall(definition)]
+    listed += [(f'returns {kind}', text) for kind, text in returned.findall(definition)]
+    items = '\n\n'.join(f'`{argument}`\n: {text}' for argument, text in listed)
+    return f'{heading}\n\n[source]({link}){{.source}}\n\n```python\n{short}\n```\n\n{about.strip()}\n\n' + (
+        f'{{.parameters}}\n{items}' if listed else '')
+
+def markdown(text, plain):
+    "Quarto's Markdown as MyST, or as plain Markdown for GitHub"
+    def change(text):
+        text = callout.sub(lambda m: admonition(m, plain), text)
+        if plain:
+            text = re.sub(r'\]\((\w+)\.ipynb(#[^)]*)?\)', lambda m: f"]({host}{stem(m[1])}.html{m[2] or ''})", text)
+            return re.sub(r'(\]\([^)\n]*\))\{[^}\n]*\}', r'\1', text)
+        text = re.sub(rf'\]\({re.escape(host)}(\w+)\.html', r'](\1.ipynb', text)   # a doclink is a link that Sphinx checks
+        return re.sub(r'\]\((\w+)\.ipynb', lambda m: f']({stem(m[1])}.ipynb', text)
+    return outside_code(change, entry.sub(lambda m: reference(m, plain), text))
+
+class ShowDocs(exec_show_docs):
+    "Signatures come from the package. nbdev would run the notebook's imports too, and need whatever its tests need"
+    def begin(self):
+        super().begin()
+        for cell in self.nb.cells:
+            if module := cell.directives_.get('default_exp'): self.k.run_cell(f'from asl.{module[0]} import *')
+
+    def __call__(self, cell):
+        if cell.cell_type=='code' and 'show_doc(' in cell.source: super().__call__(cell)
+
+class Pages(FilterDefaults):
+    def base_procs(self): return [ShowDocs if o is exec_show_docs else o for o in super().base_procs()]
+
+@cache
+def processed(path):
+    "What nbdev makes of a notebook for its documentation: signatures, links, hidden cells"
+    nb = read_nb(path)
+    if not re.fullmatch(r'# .+\s+> .+', nb.cells[0].source.strip()):
+        sys.exit(f"{path.name}: the first cell must be '# Title' and '> One sentence', and no more: nbdev drops the rest")
+    Pages()(nb)
+    return nb2str(nb)
+
+def convert(path, plain=False):
+    "A processed notebook, free of what only Quarto understands"
+    nb, cells = nbformat.reads(processed(path), 4), []
+    for i, cell in enumerate(nb.cells):
+        if cell.cell_type=='raw':
+            nb.metadata.page = page = yaml.safe_load(cell.source.strip().strip('-'))
+            cell = nbformat.v4.new_markdown_cell(f"# {page['title']}\n\n> {page.get('description', '')}")
+        if cell.source.startswith('<!-- WARNING'): continue
+        if cell.cell_type=='code':
+            option = dict(re.findall(r'^#\| *([\w-]+): *"?(.*?)"?$', cell.source, re.M))
+            cell.source, tags = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M), cell.metadata.setdefault('tags', [])
+            if option.get('include')=='false': continue
+            if option.get('output')=='false': cell.outputs = []
+            if option.get('echo')=='false': tags.append('remove-input')
+            if option.get('code-fold')=='true': tags.append('hide-input')
+            if option.get('output')=='asis':
+                cell = nbformat.v4.new_markdown_cell('\n'.join(o.data.get('text/markdown', '') for o in cell.outputs))
+            else: figure(cell, option, *nb.cells[i+1:i+2])
+            if cell.cell_type=='code' and plain:
+                if 'remove-input' in tags: cell.source = ''
+                cell.outputs = [o for o in cell.outputs if '<svg' not in o.get('data', {}).get('text/html', '')]   # it moves, on the site
+            if not cell.source and not cell.get('outputs'): continue
+        if cell.cell_type=='markdown': cell.source = markdown(cell.source, plain)
+        cells.append(cell)
+    nb.cells, nb.metadata['language_info'] = cells, dict(name='python')
+    return nb
+
+def figure(cell, option, following=None):
+    "Give the cell's figures the size that they were drawn for, a caption, and in words what they show"
+    caption = option.get('fig-cap')
+    below = re.match(r'\*([^*].*?)\*(\n\n|\Z)', following.source, re.S) if following and following.cell_type=='markdown' else None
+    image = dict(alt=option.get('fig-alt') or caption or (' '.join(below[1].split()) if below else 'Figure'))
+    for o in cell.outputs:
+        for kind, size in o.get('metadata', {}).items():
+            if kind.startswith('image/') and 'width' in size: image['width'] = f"{size['width']}px"
+    cell.metadata.mystnb = dict(image=image, **(dict(figure=dict(caption=caption)) if caption else {}))
