@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# %% ../nbs/00_loss.ipynb #df96eeae
+# %% ../nbs/00_loss.ipynb #17d76262
 def _softplus(x): return F.softplus(x, threshold=50.)
 
-# %% ../nbs/00_loss.ipynb #519b8cb4
+# %% ../nbs/00_loss.ipynb #d2579ea1
 def _focus(base, log_base, gamma, detach=False):
     "base**gamma, differentiated through log_base: never 0**(gamma-1) * 0"
     power = base.detach()**gamma
     return power if detach else power*torch.exp(gamma*(log_base - log_base.detach()))
 
-# %% ../nbs/00_loss.ipynb #62a9cb50
+# %% ../nbs/00_loss.ipynb #f143a906
 def _split_logit(m, dtype):
     "log(m/(1-m)) as hi + lo: hi rounded to dtype, lo what that left out"
     if isinstance(m, Tensor):
@@ -35,12 +35,12 @@ def _split_logit(m, dtype):
     if torch.compiler.is_compiling(): return hi, z-hi
     with localcontext(prec=50): return hi, float(Decimal(m).ln() - (1-Decimal(m)).ln() - Decimal(hi))
 
-# %% ../nbs/00_loss.ipynb #e3d90c6d
+# %% ../nbs/00_loss.ipynb #7b5950f6
 def _log1mexp(x):
     "log(1 - exp(-x)) for x > 0, exact at both ends (Maechler 2012)"
     return torch.where(x<1, torch.log(-torch.expm1(-x)), torch.log1p(-torch.exp(-x.clamp(min=.5))))
 
-# %% ../nbs/00_loss.ipynb #1f6d7a31
+# %% ../nbs/00_loss.ipynb #7e782d4e
 def _shift(z, m):
     "p_m of Eq. (3), log p_m and log(1-p_m), and where p_m is zero; log p_m is right up to a constant"
     p, q, log_p, log_q = torch.sigmoid(z), torch.sigmoid(-z), -_softplus(-z), -_softplus(z)
@@ -52,7 +52,7 @@ def _shift(z, m):
     p_m = p*(1-m)*-torch.expm1(-d)                             # Eq. (8)
     return p_m, _log1mexp(d)+log_p, _log1m(p_m, p, q, m, z, log_q), easy
 
-# %% ../nbs/00_loss.ipynb #856ee279
+# %% ../nbs/00_loss.ipynb #fa972cca
 def _log1m(p_m, p, q, m, z, log_q):
     "log(1-p_m) with p_m = p-m > 0, and its derivative -p*q/(q+m)"
     dq = torch.where(z>0, q, -p)                               # q but for a constant
@@ -61,7 +61,7 @@ def _log1m(p_m, p, q, m, z, log_q):
     out = value + (log_qm-log_qm.detach())
     return torch.where(m>0, out, log_q) if isinstance(m, Tensor) else out
 
-# %% ../nbs/00_loss.ipynb #17e03464
+# %% ../nbs/00_loss.ipynb #f6019955
 def _terms(z, gamma_neg, gamma_pos, clip, eps=None, detach=False):
     "L+ and L- of Eq. (4), elementwise"
     log_p, floor = -_softplus(-z), math.log(eps) if eps else -math.inf
@@ -70,7 +70,7 @@ def _terms(z, gamma_neg, gamma_pos, clip, eps=None, detach=False):
     neg = -_focus(p_m, log_p_m, gamma_neg, detach)*log_1m.clamp(min=floor)
     return pos, neg if easy is None else torch.where(easy, 0., neg)
 
-# %% ../nbs/00_loss.ipynb #a67bbba0
+# %% ../nbs/00_loss.ipynb #a7b34795
 def _refuse(bad, got, name, needs):
     "ValueError where bad is true: raised here on the CPU, asserted on the device elsewhere so that the host never waits"
     if torch.compiler.is_compiling() or bad.is_cuda: torch._assert_async(~bad.any(), f'{name}: needs {needs}')
@@ -111,7 +111,7 @@ def _setting(name, value, input, dtype, dim=-1):
     _refuse(~fits(value), value, name, needs)
     return value.to(dtype).view(-1, *[1]*(-dim-1)) if value.ndim else value.to(dtype)
 
-# %% ../nbs/00_loss.ipynb #1f12b950
+# %% ../nbs/00_loss.ipynb #376f19b7
 def _labels(target, dtype, ignore_index):
     "Targets as numbers in [0, 1], and which of them count (None: all)"
     if target.dtype==torch.bool: return target.to(dtype), None
@@ -122,7 +122,7 @@ def _labels(target, dtype, ignore_index):
         f'values in [0, 1], or ignore_index={ignore_index} where unknown (if -1 means unknown, pass ignore_index=-1)')
     return torch.where(known, y, 0.), known
 
-# %% ../nbs/00_loss.ipynb #db4e19c0
+# %% ../nbs/00_loss.ipynb #a5b6af16
 def _reduce(loss, reduction, count=None):
     "Reduce elementwise losses; count is what 'mean' divides by (None: all)"
     if reduction=='none': return loss
@@ -160,7 +160,7 @@ def asymmetric_loss_multi_label(
     if known is None: return _reduce(loss, reduction)
     return _reduce(torch.where(known, loss, 0.), reduction, known.sum() if reduction=='mean' else None)
 
-# %% ../nbs/00_loss.ipynb #b59d2b73
+# %% ../nbs/00_loss.ipynb #44da31b8
 def _log_softmax(z):
     "log p over dim 1, its argmax k, and log(1-p_k): exact also where p_k rounds to 1"
     z = z - z.detach().amax(1, keepdim=True)
@@ -170,7 +170,7 @@ def _log_softmax(z):
     log_k = -_softplus(rest-z_k)
     return torch.where(top, log_k, z-z_k+log_k), k, -_softplus(z_k-rest)
 
-# %% ../nbs/00_loss.ipynb #96b50952
+# %% ../nbs/00_loss.ipynb #f2936485
 def _single_label(z, t, gamma_pos, gamma_neg, eps, weight):
     "Eq. (9) for each sample, and the weight of its target"
     C, t = z.shape[1], t.unsqueeze(1)

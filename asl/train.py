@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Refused', 'make_model', 'loss_settings', 'make_loss', 'of1', 'best_of1', 'score', 'Trainer', 'fit', 'train', 'main']
 
-# %% ../nbs/05_train.ipynb #62a6c3c7
+# %% ../nbs/05_train.ipynb #33b12f2e
 import argparse, itertools, json, math, platform, re, shutil, sys, time, warnings
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -222,7 +223,7 @@ def _line(r):
     "An epoch in a few words"
     return f"loss {r['train_loss']:.3f}, test {r['test_loss']:.3f}, mAP {r['mAP']:.1f}"
 
-# %% ../nbs/05_train.ipynb #2662df47
+# %% ../nbs/05_train.ipynb #bca77b2d
 def _check(o):
     "Refuse numbers that cannot work"
     def need(name, ok, what):
@@ -233,6 +234,7 @@ def _check(o):
     need('lr', lambda v: 0 < v < math.inf, 'a number above 0')
     need('epochs', lambda v: v >= 1, '1 or more')
     need('batch_size', lambda v: v >= 2, '2 or more')
+    need('threads', lambda v: v >= 1, '1 or more')
     need('seed', lambda v: 0 <= v < 2**62, 'a number from 0 to below 2**62')
     need('classes', lambda v: v in (10, 80), '80 or 10')
 
@@ -248,7 +250,7 @@ def _versions():
     return dict(python=platform.python_version(), torch=torch.__version__, machine=platform.machine(),
                 threads=torch.get_num_threads())
 
-# %% ../nbs/05_train.ipynb #e24b4ab5
+# %% ../nbs/05_train.ipynb #10f05de4
 def _settings(o):
     "Check all options, and return the settings of the loss"
     _check(o)
@@ -257,11 +259,20 @@ def _settings(o):
     _need('timm', 'torchmetrics', 'sklearn', 'matplotlib', 'PIL', 'safetensors', 'tqdm')
     return settings
 
+@contextmanager
+def _fixed(seed, threads):
+    "Seed and threads for what is done inside; the caller's come back afterwards"
+    before = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.set_num_threads(threads)
+        try: yield
+        finally: torch.set_num_threads(before)
+
 def _train(o):
     "Train with the options `o`; returns the run folder"
     started, settings, device = time.time(), _settings(o), _device(o['device'])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(o['seed'])
+    with _fixed(o['seed'], o['threads']):
         net = make_model(o['model'], o['classes']).to(device)
         run = _new_run(o['out'], o['loss'])
         _save(run/'settings.json', o | settings | dict(versions=_versions()))
@@ -270,7 +281,7 @@ def _train(o):
     print(f'{time.time()-started:.0f} s; model, scores and plots are in {run}')
     return run
 
-# %% ../nbs/05_train.ipynb #24ac8df3
+# %% ../nbs/05_train.ipynb #3963b255
 def train(
     loss:str='asl',         # Loss: bce, focal, asl or timm_asl (timm's, as a cross-check)
     gamma_neg:float=None,   # Focusing on negatives, >= 0 (asl: 4, focal: 2)
@@ -285,6 +296,7 @@ def train(
     weight_decay:float=.01, # Weight decay of AdamW
     ema:float=.99,          # Decay of the moving average of the weights; 0 switches it off
     seed:int=0,             # Seed of images, weights and order; same seed, same numbers
+    threads:int=1,          # Threads of the CPU; more help large models, and change the last bits
     device:str='cpu',       # Where to train, such as cuda; only the CPU repeats a run bit by bit
     out:str='runs',         # Folder in which the run gets a fresh folder of its own
 )->Path:                    # The run folder
