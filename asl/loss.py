@@ -96,10 +96,10 @@ _gamma = 'a finite number >= 0', lambda v: (v>=0) & (v<math.inf)
 _share = 'a number in [0, 1]', lambda v: (v>=0) & (v<=1)
 _ranges = dict(gamma_neg=_gamma, gamma_pos=_gamma, clip=('a number in [0, 1)', lambda v: (v>=0) & (v<1)), eps=_share, smoothing=_share)
 
-# %% ../nbs/00_loss.ipynb #5444c77f
+# %% ../nbs/00_loss.ipynb #e69bb04f
 def _setting(name, value, input, dtype, dim=-1):
     "A number as it is, or a tensor of one value a class, shaped to broadcast against the classes in dim of input"
-    needs, fits = _ranges.get(name, ('a number', lambda v: v==v))
+    needs, fits = _ranges.get(name, ('a number or a tensor', lambda v: v==v))
     if not isinstance(value, Tensor) or name in ('eps', 'smoothing'):
         if not isinstance(value, Real): raise TypeError(f'{name}: got {type(value).__name__}, needs {needs}')
         if not fits(value): raise ValueError(f'{name}: got {value}, needs {needs}')
