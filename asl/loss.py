@@ -91,23 +91,25 @@ def _check(input, target, reduction, single=False):
     reductions = ('none', 'sum', 'mean') + (() if single else ('batchmean',))
     if reduction not in reductions: raise ValueError(f'reduction: got {reduction!r}, needs one of {reductions}')
 
-# %% ../nbs/00_loss.ipynb #c598ce8b
+# %% ../nbs/00_loss.ipynb #bcb5fd91
 _gamma = 'a finite number >= 0', lambda v: (v>=0) & (v<math.inf)
 _share = 'a number in [0, 1]', lambda v: (v>=0) & (v<=1)
-_ranges = dict(gamma_neg=_gamma, gamma_pos=_gamma, clip=('a number in [0, 1)', lambda v: (v>=0) & (v<1)), eps=_share, smoothing=_share)
+_below_1 = 'a number in [0, 1)', lambda v: (v>=0) & (v<1)
+_ranges = dict(gamma_neg=_gamma, gamma_pos=_gamma, clip=_below_1, eps=_share, smoothing=_share)
 
-# %% ../nbs/00_loss.ipynb #e69bb04f
+# %% ../nbs/00_loss.ipynb #7ea3d1f5
 def _setting(name, value, input, dtype, dim=-1):
     "A number as it is, or a tensor of one value a class, shaped to broadcast against the classes in dim of input"
+    if value is None and name not in ('gamma_neg', 'gamma_pos'): value = float(name.endswith('weight'))
     needs, fits = _ranges.get(name, ('a number or a tensor', lambda v: v==v))
     if not isinstance(value, Tensor) or name in ('eps', 'smoothing'):
         if not isinstance(value, Real): raise TypeError(f'{name}: got {type(value).__name__}, needs {needs}')
         if not fits(value): raise ValueError(f'{name}: got {value}, needs {needs}')
         if torch.compiler.is_compiling(): float(value).is_integer()   # pins the number: pytorch#194976 reuses stale ones
         return value
-    C = input.shape[dim]
-    if value.shape not in ((), (C,)): raise ValueError(f'{name}: got shape {tuple(value.shape)}, needs one value a class, ({C},)')
-    if value.device!=input.device: raise ValueError(f'{name}: got device {value.device}, needs that of input, {input.device}')
+    shape, C = tuple(value.shape), input.shape[dim]
+    if shape not in ((), (C,)): raise ValueError(f'{name}: got shape {shape}, needs one value a class, ({C},)')
+    if value.device!=input.device: raise ValueError(f'{name}: got device {value.device}, needs {input.device}')
     _refuse(~fits(value), value, name, needs)
     return value.to(dtype).view(-1, *[1]*(-dim-1)) if value.ndim else value.to(dtype)
 
@@ -130,7 +132,7 @@ def _reduce(loss, reduction, count=None):
     if reduction=='batchmean': return loss.sum(-1).mean()
     return loss.mean() if count is None else loss.sum()/count
 
-# %% ../nbs/00_loss.ipynb #8a2edb0f
+# %% ../nbs/00_loss.ipynb #3e39f121
 def asymmetric_loss_multi_label(
     input:Tensor, # Logits, (..., C), any floating dtype; float64 stays, all else is computed and returned in float32
     target:Tensor, # Labels, the shape of input; float in [0, 1], bool, or integer 0/1
@@ -144,13 +146,12 @@ def asymmetric_loss_multi_label(
     weight:float|Tensor|None=None, # Weight of each class; a number or (C,)
     pos_weight:float|Tensor|None=None, # Weight of the positive term; a number or (C,)
     ignore_index:int=-100, # Target entries with this value add nothing and are not counted
-    reduction:str='sum', # 'none' (elementwise), 'sum', 'mean' (over counted entries), 'batchmean' (sum over C, mean over the rest)
+    reduction:str='sum', # 'none', 'sum', 'mean' (over counted entries), 'batchmean' (sum over C, mean over the rest)
 ) -> Tensor: # Scalar, or the shape of input for 'none'; ValueError or TypeError for what is refused
     "Asymmetric loss of C independent labels: Eq. (4) mixed by Eq. (1)"
     _check(input, target, reduction)
     z = input.to(torch.promote_types(input.dtype, torch.float32))
-    given = dict(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=0. if clip is None else clip, eps=0. if eps is None else eps, smoothing=smoothing,
-        weight=1. if weight is None else weight, pos_weight=1. if pos_weight is None else pos_weight)
+    given = dict(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, eps=eps, smoothing=smoothing, weight=weight, pos_weight=pos_weight)
     gamma_neg, gamma_pos, clip, eps, smoothing, weight, pos_weight = [_setting(k, v, z, z.dtype) for k,v in given.items()]
     y, known = _labels(target, z.dtype, ignore_index)
     if known is not None: z = torch.where(known, z, 0.)        # not even nan gets through
@@ -192,7 +193,7 @@ def _index(target, C, ignore_index):
     _refuse(known & ~((t>=0) & (t<C)), t, 'target', f'class indices in [0, {C}), or ignore_index={ignore_index}')
     return torch.where(known, t, 0), known
 
-# %% ../nbs/00_loss.ipynb #9f93e78e
+# %% ../nbs/00_loss.ipynb #8bf1d1ef
 def asymmetric_loss_single_label(
     input:Tensor, # Logits, (N, C) or (N, C, d1, ...), any floating dtype; float64 stays, all else is returned in float32
     target:Tensor, # Class indices, (N) or (N, d1, ...), any integer dtype
@@ -202,12 +203,12 @@ def asymmetric_loss_single_label(
     *,
     weight:float|Tensor|None=None, # Weight of each class; a number or (C,)
     ignore_index:int=-100, # Targets with this value add nothing and are not counted
-    reduction:str='mean', # 'none' (the shape of target), 'sum', 'mean' (over counted targets, by their weight as F.cross_entropy)
+    reduction:str='mean', # 'none', 'sum', 'mean' (over counted targets, by their weight as F.cross_entropy)
 ) -> Tensor: # Scalar, or the shape of target for 'none'; ValueError or TypeError for what is refused
     "Asymmetric loss of one label among C: Eq. (9)"
     _check(input, target, reduction, single=True)
     z = input.to(torch.float64 if input.device.type in ('cpu', 'cuda') else torch.promote_types(input.dtype, torch.float32))
-    given = dict(gamma_pos=gamma_pos, gamma_neg=gamma_neg, eps=eps, weight=1. if weight is None else weight)
+    given = dict(gamma_pos=gamma_pos, gamma_neg=gamma_neg, eps=eps, weight=weight)
     gamma_pos, gamma_neg, eps, weight = [_setting(k, v, z, z.dtype, 1-z.ndim) for k,v in given.items()]
     t, known = _index(target, z.shape[1], ignore_index)
     loss, w = _single_label(torch.where(known.unsqueeze(1), z, 0.), t, gamma_pos, gamma_neg, eps, weight)
@@ -246,10 +247,12 @@ class AsymmetricLossMultiLabel(_Loss):
             disable_torch_grad_focal_loss=disable_torch_grad_focal_loss, smoothing=smoothing, reduction=reduction,
             weight=weight, pos_weight=pos_weight, ignore_index=ignore_index)
 
-# %% ../nbs/00_loss.ipynb #574a2980
+# %% ../nbs/00_loss.ipynb #a7752947
 class AsymmetricLossSingleLabel(_Loss):
     "`asymmetric_loss_single_label` as a module; arguments, in order, as timm's of this name"
-    _function, _target = staticmethod(asymmetric_loss_single_label), staticmethod(lambda input: input.new_empty(0, dtype=torch.long))
+    _function = staticmethod(asymmetric_loss_single_label)
+    _target = staticmethod(lambda input: input.new_empty(0, dtype=torch.long))
 
     def __init__(self, gamma_pos=1, gamma_neg=4, eps=0.1, reduction='mean', weight=None, ignore_index=-100):
-        super().__init__(gamma_pos=gamma_pos, gamma_neg=gamma_neg, eps=eps, reduction=reduction, weight=weight, ignore_index=ignore_index)
+        super().__init__(gamma_pos=gamma_pos, gamma_neg=gamma_neg, eps=eps, reduction=reduction, weight=weight,
+            ignore_index=ignore_index)
