@@ -97,7 +97,7 @@ _share = 'a number in [0, 1]', lambda v: (v>=0) & (v<=1)
 _below_1 = 'a number in [0, 1)', lambda v: (v>=0) & (v<1)
 _ranges = dict(gamma_neg=_gamma, gamma_pos=_gamma, clip=_below_1, eps=_share, smoothing=_share)
 
-# %% ../nbs/00_loss.ipynb #7ea3d1f5
+# %% ../nbs/00_loss.ipynb #e74aa4cc
 def _setting(name, value, input, dtype, dim=-1):
     "A number as it is, or a tensor of one value a class, shaped to broadcast against the classes in dim of input"
     if value is None and name not in ('gamma_neg', 'gamma_pos'): value = float(name.endswith('weight'))
@@ -105,8 +105,9 @@ def _setting(name, value, input, dtype, dim=-1):
     if not isinstance(value, Tensor) or name in ('eps', 'smoothing'):
         if not isinstance(value, Real): raise TypeError(f'{name}: got {type(value).__name__}, needs {needs}')
         if not fits(value): raise ValueError(f'{name}: got {value}, needs {needs}')
-        if torch.compiler.is_compiling(): float(value).is_integer()   # pins the number: pytorch#194976 reuses stale ones
-        return value
+        if not torch.compiler.is_compiling(): return value
+        over, under = float(value).as_integer_ratio()          # pins the number: pytorch#194976 reuses stale ones
+        return over/under
     shape, C = tuple(value.shape), input.shape[dim]
     if shape not in ((), (C,)): raise ValueError(f'{name}: got shape {shape}, needs one value a class, ({C},)')
     if value.device!=input.device: raise ValueError(f'{name}: got device {value.device}, needs {input.device}')
