@@ -91,16 +91,17 @@ def _check(input, target, reduction, single=False):
     reductions = ('none', 'sum', 'mean') + (() if single else ('batchmean',))
     if reduction not in reductions: raise ValueError(f'reduction: got {reduction!r}, needs one of {reductions}')
 
-# %% ../nbs/00_loss.ipynb #bcb5fd91
+# %% ../nbs/00_loss.ipynb #ae36f0cf
 _gamma = 'a finite number >= 0', lambda v: (v>=0) & (v<math.inf)
 _share = 'a number in [0, 1]', lambda v: (v>=0) & (v<=1)
 _below_1 = 'a number in [0, 1)', lambda v: (v>=0) & (v<1)
 _ranges = dict(gamma_neg=_gamma, gamma_pos=_gamma, clip=_below_1, eps=_share, smoothing=_share)
+_absent = dict(clip=0., weight=1., pos_weight=1.)              # what None stands for
 
-# %% ../nbs/00_loss.ipynb #e74aa4cc
+# %% ../nbs/00_loss.ipynb #5285595b
 def _setting(name, value, input, dtype, dim=-1):
     "A number as it is, or a tensor of one value a class, shaped to broadcast against the classes in dim of input"
-    if value is None and name not in ('gamma_neg', 'gamma_pos'): value = float(name.endswith('weight'))
+    if value is None: value = _absent.get(name)
     needs, fits = _ranges.get(name, ('a number or a tensor', lambda v: v==v))
     if not isinstance(value, Tensor) or name in ('eps', 'smoothing'):
         if not isinstance(value, Real): raise TypeError(f'{name}: got {type(value).__name__}, needs {needs}')
@@ -133,7 +134,7 @@ def _reduce(loss, reduction, count=None):
     if reduction=='batchmean': return loss.sum(-1).mean()
     return loss.mean() if count is None else loss.sum()/count
 
-# %% ../nbs/00_loss.ipynb #3e39f121
+# %% ../nbs/00_loss.ipynb #8c382733
 def asymmetric_loss_multi_label(
     input:Tensor, # Logits, (..., C), any floating dtype; float64 stays, all else is computed and returned in float32
     target:Tensor, # Labels, the shape of input; float in [0, 1], bool, or integer 0/1
@@ -152,7 +153,8 @@ def asymmetric_loss_multi_label(
     "Asymmetric loss of C independent labels: Eq. (4) mixed by Eq. (1)"
     _check(input, target, reduction)
     z = input.to(torch.promote_types(input.dtype, torch.float32))
-    given = dict(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, eps=eps, smoothing=smoothing, weight=weight, pos_weight=pos_weight)
+    given = dict(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, eps=0. if eps is None else eps,
+        smoothing=smoothing, weight=weight, pos_weight=pos_weight)
     gamma_neg, gamma_pos, clip, eps, smoothing, weight, pos_weight = [_setting(k, v, z, z.dtype) for k,v in given.items()]
     y, known = _labels(target, z.dtype, ignore_index)
     if known is not None: z = torch.where(known, z, 0.)        # not even nan gets through
