@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['asymmetric_loss_multi_label', 'asymmetric_loss_single_label', 'AsymmetricLossMultiLabel', 'AsymmetricLossSingleLabel']
 
-# %% ../nbs/00_loss.ipynb #24fc5547
+# %% ../nbs/00_loss.ipynb #ae6461d3
 import math
 from decimal import Decimal, localcontext
+from functools import lru_cache
 from numbers import Real
 
 import torch
@@ -23,17 +24,24 @@ def _focus(base, log_base, gamma, detach=False):
     power = base.detach()**gamma
     return power if detach else power*torch.exp(gamma*(log_base - log_base.detach()))
 
-# %% ../nbs/00_loss.ipynb #f143a906
-def _split_logit(m, dtype):
+# %% ../nbs/00_loss.ipynb #3b10fc2f
+@lru_cache
+def _split_number(m, dtype):
     "log(m/(1-m)) as hi + lo: hi rounded to dtype, lo what that left out"
-    if isinstance(m, Tensor):
-        z = torch.special.logit(m.double())
-        return z.to(dtype), (z - z.to(dtype)).nan_to_num(0.).to(dtype)
     z = math.log(m/(1-m))
     scale = z*(2**29+1)
     hi = z if dtype==torch.float64 else scale - (scale-z)      # Veltkamp's split: 24 bits remain
-    if torch.compiler.is_compiling(): return hi, z-hi
     with localcontext(prec=50): return hi, float(Decimal(m).ln() - (1-Decimal(m)).ln() - Decimal(hi))
+
+def _constant_logit(m, dtype): return _split_number(m, dtype)
+_constant_logit._dynamo_marked_constant = True                 # torch.compiler.assume_constant_result imports the compiler
+
+# %% ../nbs/00_loss.ipynb #4eef5aff
+def _split_logit(m, dtype):
+    "The same, of a number or of a tensor"
+    if not isinstance(m, Tensor): return _constant_logit(m, dtype)
+    z = torch.special.logit(m.double())
+    return z.to(dtype), (z - z.to(dtype)).nan_to_num(0.).to(dtype)
 
 # %% ../nbs/00_loss.ipynb #7b5950f6
 def _log1mexp(x):
@@ -70,19 +78,20 @@ def _terms(z, gamma_neg, gamma_pos, clip, eps=None, detach=False):
     neg = -_focus(p_m, log_p_m, gamma_neg, detach)*log_1m.clamp(min=floor)
     return pos, neg if easy is None else torch.where(easy, 0., neg)
 
-# %% ../nbs/00_loss.ipynb #a7b34795
+# %% ../nbs/00_loss.ipynb #f6cffa38
 def _refuse(bad, got, name, needs):
     "ValueError where bad is true: raised here on the CPU, asserted on the device elsewhere so that the host never waits"
+    if bad.is_meta or torch._C._are_functorch_transforms_active(): return
     if torch.compiler.is_compiling() or bad.is_cuda: torch._assert_async(~bad.any(), f'{name}: needs {needs}')
-    elif bad.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(bad): return
     elif bad.any(): raise ValueError(f'{name}: got {got[bad][0].item():g}, needs {needs}')
 
-# %% ../nbs/00_loss.ipynb #3677f1bd
+# %% ../nbs/00_loss.ipynb #c1b84740
 def _check(input, target, reduction, single=False):
     "What can be refused without looking at values"
     for name,x in (('input', input), ('target', target)):
         if not isinstance(x, Tensor): raise TypeError(f'{name}: got {type(x).__name__}, needs a tensor')
     if not input.is_floating_point(): raise TypeError(f'input: got {input.dtype}, needs floating-point logits')
+    if not single and target.is_complex(): raise TypeError(f'target: got {target.dtype}, needs real numbers')
     if input.ndim < 1+single:
         raise ValueError(f'input: got shape {tuple(input.shape)}, needs {"(N, C, ...)" if single else "(..., C)"}')
     shape = input.shape[:1]+input.shape[2:] if single else input.shape
@@ -115,15 +124,19 @@ def _setting(name, value, input, dtype, dim=-1):
     _refuse(~fits(value), value, name, needs)
     return value.to(dtype).view(-1, *[1]*(-dim-1)) if value.ndim else value.to(dtype)
 
-# %% ../nbs/00_loss.ipynb #376f19b7
+# %% ../nbs/00_loss.ipynb #b77b6177
+def _invalid(ignore_index, got=None):
+    "What is said of a target that is not in [0, 1]"
+    needs = f'values in [0, 1], or ignore_index={ignore_index} where unknown (if -1 means unknown, pass ignore_index=-1)'
+    return needs if got is None else f'target: got {got:g}, needs {needs}'
+
+# %% ../nbs/00_loss.ipynb #5d840081
 def _labels(target, dtype, ignore_index):
     "Targets as numbers in [0, 1], and which of them count (None: all)"
     if target.dtype==torch.bool: return target.to(dtype), None
-    if target.is_complex(): raise TypeError(f'target: got {target.dtype}, needs real numbers')
     y = target.to(dtype)
     known = y!=ignore_index
-    _refuse(known & ~((y>=0) & (y<=1)), y, 'target',
-        f'values in [0, 1], or ignore_index={ignore_index} where unknown (if -1 means unknown, pass ignore_index=-1)')
+    _refuse(known & ~((y>=0) & (y<=1)), y, 'target', _invalid(ignore_index))
     return torch.where(known, y, 0.), known
 
 # %% ../nbs/00_loss.ipynb #a5b6af16
@@ -134,7 +147,20 @@ def _reduce(loss, reduction, count=None):
     if reduction=='batchmean': return loss.sum(-1).mean()
     return loss.mean() if count is None else loss.sum()/count
 
-# %% ../nbs/00_loss.ipynb #8c382733
+# %% ../nbs/00_loss.ipynb #3e202818
+def _multi_label(input, target, settings, ignore_index, reduction):
+    "The loss in plain operations, differentiable any number of times"
+    gamma_neg, gamma_pos, clip, eps, smoothing, weight, pos_weight, detach = settings
+    z = input.to(torch.promote_types(input.dtype, torch.float32))
+    y, known = _labels(target, z.dtype, ignore_index)
+    if known is not None: z = torch.where(known, z, 0.)        # not even nan gets through
+    y = y*(1-smoothing) + smoothing/2
+    pos, neg = _terms(z, gamma_neg, gamma_pos, clip, eps, detach)
+    loss = weight*(pos_weight*y*pos + (1-y)*neg)
+    if known is None: return _reduce(loss, reduction)
+    return _reduce(torch.where(known, loss, 0.), reduction, known.sum() if reduction=='mean' else None)
+
+# %% ../nbs/00_loss.ipynb #a7c62df8
 def asymmetric_loss_multi_label(
     input:Tensor, # Logits, (..., C), any floating dtype; float64 stays, all else is computed and returned in float32
     target:Tensor, # Labels, the shape of input; float in [0, 1], bool, or integer 0/1
@@ -152,17 +178,12 @@ def asymmetric_loss_multi_label(
 ) -> Tensor: # Scalar, or the shape of input for 'none'; ValueError or TypeError for what is refused
     "Asymmetric loss of C independent labels: Eq. (4) mixed by Eq. (1)"
     _check(input, target, reduction)
-    z = input.to(torch.promote_types(input.dtype, torch.float32))
     given = dict(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, eps=0. if eps is None else eps,
         smoothing=smoothing, weight=weight, pos_weight=pos_weight)
-    gamma_neg, gamma_pos, clip, eps, smoothing, weight, pos_weight = [_setting(k, v, z, z.dtype) for k,v in given.items()]
-    y, known = _labels(target, z.dtype, ignore_index)
-    if known is not None: z = torch.where(known, z, 0.)        # not even nan gets through
-    y = y*(1-smoothing) + smoothing/2
-    pos, neg = _terms(z, gamma_neg, gamma_pos, clip, eps, disable_torch_grad_focal_loss)
-    loss = weight*(pos_weight*y*pos + (1-y)*neg)
-    if known is None: return _reduce(loss, reduction)
-    return _reduce(torch.where(known, loss, 0.), reduction, known.sum() if reduction=='mean' else None)
+    dtype = torch.promote_types(input.dtype, torch.float32)
+    settings = *[_setting(k, v, input, dtype) for k,v in given.items()], disable_torch_grad_focal_loss
+    from asl.fused import one_pass                             # here, because asl.fused imports this module
+    return one_pass(input, target, settings, ignore_index, reduction)
 
 # %% ../nbs/00_loss.ipynb #44da31b8
 def _log_softmax(z):
@@ -174,8 +195,8 @@ def _log_softmax(z):
     log_k = -_softplus(rest-z_k)
     return torch.where(top, log_k, z-z_k+log_k), k, -_softplus(z_k-rest)
 
-# %% ../nbs/00_loss.ipynb #f2936485
-def _single_label(z, t, gamma_pos, gamma_neg, eps, weight):
+# %% ../nbs/00_loss.ipynb #e7bc9271
+def _per_sample(z, t, gamma_pos, gamma_neg, eps, weight):
     "Eq. (9) for each sample, and the weight of its target"
     C, t = z.shape[1], t.unsqueeze(1)
     of_target = lambda v: (v if isinstance(v, Tensor) else z.new_full((), v)).expand(z.shape).gather(1, t)
@@ -196,7 +217,20 @@ def _index(target, C, ignore_index):
     _refuse(known & ~((t>=0) & (t<C)), t, 'target', f'class indices in [0, {C}), or ignore_index={ignore_index}')
     return torch.where(known, t, 0), known
 
-# %% ../nbs/00_loss.ipynb #8bf1d1ef
+# %% ../nbs/00_loss.ipynb #f0525f92
+def _precision(input):
+    "What the single-label loss is computed in: float64 where there is one"
+    return torch.float64 if input.device.type in ('cpu', 'cuda') else torch.promote_types(input.dtype, torch.float32)
+
+def _single_label(input, target, settings, ignore_index, reduction):
+    "The loss in plain operations, differentiable any number of times"
+    (gamma_pos, gamma_neg, eps, weight), z = settings, input.to(_precision(input))
+    t, known = _index(target, z.shape[1], ignore_index)
+    loss, w = _per_sample(torch.where(known.unsqueeze(1), z, 0.), t, gamma_pos, gamma_neg, eps, weight)
+    loss = _reduce(torch.where(known, loss, 0.), reduction, (known*w).sum() if reduction=='mean' else None)
+    return loss.to(torch.promote_types(input.dtype, torch.float32))
+
+# %% ../nbs/00_loss.ipynb #5a9be939
 def asymmetric_loss_single_label(
     input:Tensor, # Logits, (N, C) or (N, C, d1, ...), any floating dtype; float64 stays, all else is returned in float32
     target:Tensor, # Class indices, (N) or (N, d1, ...), any integer dtype
@@ -210,13 +244,10 @@ def asymmetric_loss_single_label(
 ) -> Tensor: # Scalar, or the shape of target for 'none'; ValueError or TypeError for what is refused
     "Asymmetric loss of one label among C: Eq. (9)"
     _check(input, target, reduction, single=True)
-    z = input.to(torch.float64 if input.device.type in ('cpu', 'cuda') else torch.promote_types(input.dtype, torch.float32))
     given = dict(gamma_pos=gamma_pos, gamma_neg=gamma_neg, eps=eps, weight=weight)
-    gamma_pos, gamma_neg, eps, weight = [_setting(k, v, z, z.dtype, 1-z.ndim) for k,v in given.items()]
-    t, known = _index(target, z.shape[1], ignore_index)
-    loss, w = _single_label(torch.where(known.unsqueeze(1), z, 0.), t, gamma_pos, gamma_neg, eps, weight)
-    loss = _reduce(torch.where(known, loss, 0.), reduction, (known*w).sum() if reduction=='mean' else None)
-    return loss.to(torch.promote_types(input.dtype, torch.float32))
+    settings = [_setting(k, v, input, _precision(input), 1-input.ndim) for k,v in given.items()]
+    from asl.rows import by_rows                               # here, because asl.rows imports this module
+    return by_rows(input, target, settings, ignore_index, reduction)
 
 # %% ../nbs/00_loss.ipynb #8606f21a
 class _Loss(nn.Module):

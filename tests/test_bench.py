@@ -1,0 +1,133 @@
+"The command `asl_bench` as its users run it. How long anything takes is never asserted."
+import inspect, json, subprocess, sys
+
+import pytest
+
+from asl.bench import bench, main
+
+command = [sys.executable, '-c', 'from asl.bench import main; main()']
+
+def run(*args, cwd):
+    return subprocess.run([*command, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=120)
+
+def small(**options): return bench(**dict(quick=True, sizes='8x20', repeats=1, easy='.9') | options)
+
+@pytest.fixture(scope='module')
+def quick(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('quick')
+    return folder, run('--quick', '--out', 'a.json', '--plot', 'a.png', cwd=folder)
+
+def test_quick_from_end_to_end(quick):
+    folder, result = quick
+    assert result.returncode == 0, result.stderr
+    assert {p.name for p in folder.iterdir()} == {'a.json', 'a.png'} and (folder/'a.png').read_bytes()[:4] == b'\x89PNG'
+    for word in ('multi-label, 64 x 80, float32, 50% easy', 'single-label, 64 x 1000, float32', 'x timm', 'copy floor'):
+        assert word in result.stdout
+
+def test_the_record(quick):
+    record = json.loads((quick[0]/'a.json').read_text())
+    assert record['command'].startswith('asl_bench') and '--quick' in record['command']
+    assert record['machine']['cpu'] and record['machine']['cores'] and record['machine']['gpu'] is None
+    assert {'python', 'torch', 'asl', 'threads'} <= record['versions'].keys() and record['date'] and record['skipped'] == []
+    assert record['options']['seed'] == 0 and record['seconds'] >= 0
+    found = {(r['task'], tuple(r['size']), r['easy']) for r in record['rows']}
+    sizes = (64, 80), (64, 1000)
+    assert found == {('multi', s, e) for s in sizes for e in (.5, .9)} | {('single', s, None) for s in sizes}
+    for r in record['rows']:
+        assert len(r['both']) == 4 and r['both'] == sorted(r['both']) and r['dtype'] == 'float32' and r['samples'] == 5*(20 if r['size'][1]==80 else 16)
+        if r['peer'] == 'copy floor': continue
+        assert r['mode'] == 'eager' and 'failed' not in r and len(r['forward']) == len(r['backward']) == 4
+        assert 0 <= r['kept_beyond_inputs'] <= r['kept'] and r['peak'] >= r['bytes']      # the gradient, at least
+        if (r['task'], r['peer']) == ('multi', 'timm'): assert r['kept_beyond_inputs'] == 11*r['bytes']
+        if (r['task'], r['peer']) == ('multi', 'asl'): assert r['kept'] <= r['bytes']
+
+def test_what_was_asked_for(capsys):
+    record = small(task='single', sizes='3x7,8x20', dtypes='bfloat16,float16', seed=3)
+    assert {(r['task'], tuple(r['size']), r['dtype']) for r in record['rows']} == {
+        ('single', s, d) for s in ((3, 7), (8, 20)) for d in ('bfloat16', 'float16')}
+    assert {r['bytes'] for r in record['rows']} == {2*3*7, 2*8*20} and record['options']['seed'] == 3
+
+def test_threads_are_used_recorded_and_given_back(capsys):
+    import torch
+    before = torch.get_num_threads()
+    assert small(task='single', threads=before+1)['versions']['threads'] == before+1
+    assert torch.get_num_threads() == before
+
+def test_a_compiled_peer_that_fails_is_in_the_table(capsys, monkeypatch):
+    import asl.bench
+    def breaks(z, y):
+        if z.sum()>0: return z.sum()
+        return (2*z).sum()
+    monkeypatch.setattr(asl.bench, 'peers', lambda task: {'breaks': breaks})
+    record = small(task='single')
+    assert [r['mode'] for r in record['rows']] == ['', 'eager']
+    fs = asl.bench.entrants('single', True)
+    z, y = asl.bench.inputs('single', (8, 20))
+    rows = asl.bench.measure(fs, z, y, 1)
+    assert [r['mode'] for r in rows] == ['', 'eager', 'compiled'] and 'both' in rows[1] and 'both' not in rows[2]
+    assert 'failed: ' in asl.bench.table([dict(bytes=z.nbytes, **r) for r in rows])
+
+def test_a_size_too_large_is_skipped_and_the_rest_goes_on(capsys):
+    record = small(task='single', sizes='1000000x1000000,8x20')
+    assert [s['size'] for s in record['skipped']] == [[10**6, 10**6]] and 'GiB' in record['skipped'][0]['reason']
+    assert {tuple(r['size']) for r in record['rows']} == {(8, 20)}
+    assert '1000000 x 1000000 skipped, out of memory' in capsys.readouterr().out
+
+def test_only_too_large_sizes(tmp_path, capsys):
+    record = small(task='single', sizes='1000000x1000000', out=str(tmp_path/'a.json'), plot=str(tmp_path/'a.png'))
+    assert record['rows'] == [] and json.loads((tmp_path/'a.json').read_text()) == record and not (tmp_path/'a.png').exists()
+
+bad = ['--task foo', '--sizes 64', '--sizes 64x0', '--sizes 8x8,', '--sizes -1x5', '--dtypes float8', '--dtypes float64', '--easy 2',
+    '--easy nan', '--easy x', '--repeats 0', '--repeats x', '--threads 0', '--seed -1', '--device tpu', '--size 8x8', '--out missing/a.json',
+    '--plot missing/a.png', '--plot a.txt', '--out .', 'a.json']
+
+def refused(options, capsys):
+    "The one line of a refused call"
+    with pytest.raises(SystemExit) as e: main(options.split())
+    out, err = capsys.readouterr()
+    assert e.value.code == 2 and out == '' and err.count('\n') == 1 and err.startswith('asl_bench: ')
+    return err
+
+@pytest.mark.parametrize('options', bad)
+def test_a_bad_option_is_one_line(tmp_path, monkeypatch, capsys, options):
+    monkeypatch.chdir(tmp_path)
+    assert options.split()[0] in refused(options, capsys) and not list(tmp_path.iterdir())
+
+def test_no_gpu_is_one_line(monkeypatch, capsys):
+    import torch
+    if torch.cuda.is_available(): pytest.skip('there is a GPU')
+    assert '--device cuda' in refused('--quick --device cuda', capsys)
+
+def test_an_existing_file_is_kept_unless_forced(tmp_path, capsys):
+    for name, option in (('a.json', 'out'), ('a.png', 'plot')):
+        (tmp_path/name).write_text('mine')
+        assert '--force' in refused(f'--quick --{option} {tmp_path/name}', capsys) and (tmp_path/name).read_text() == 'mine'
+    small(task='single', out=str(tmp_path/'a.json'), force=True)
+    assert json.loads((tmp_path/'a.json').read_text())['rows']
+
+def test_a_missing_package_is_one_line(monkeypatch, capsys):
+    import asl.train as t
+    find = t.find_spec
+    monkeypatch.setattr(t, 'find_spec', lambda p: None if p == 'tqdm' else find(p))
+    assert "tqdm not installed: pip install 'asl[train]'" in refused('--quick', capsys)
+
+def test_without_timm_the_rest_is_measured(monkeypatch, capsys):
+    import asl.bench
+    find = asl.bench.find_spec
+    monkeypatch.setattr(asl.bench, 'find_spec', lambda p: None if p in ('timm', 'torchvision') else find(p))
+    record = small(task='multi')
+    assert [r['peer'] for r in record['rows']] == ['copy floor', 'asl', 'published', 'BCE'] and 'timm' not in record['versions']
+
+def test_nothing_else_is_printed_by_a_refusal(tmp_path):
+    result = run('--sizes', 'x', cwd=tmp_path)
+    assert result.returncode == 2 and result.stdout == '' and result.stderr.count('\n') == 1
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as e: main(['-h'])
+    assert e.value.code == 0
+    out = capsys.readouterr().out
+    for name in inspect.signature(bench).parameters: assert f'--{name}' in out
+
+def test_importing_it_is_light():
+    code = "import sys, asl.bench; print([m for m in ('timm', 'torchvision', 'matplotlib', 'sklearn') if m in sys.modules])"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == '[]'
