@@ -214,7 +214,11 @@ def _dense(z, t, s, *args):
     if len(z)<=rows: return _entries(z, t, s, *args[:2])
     return _chunks([(*o, s) for o in zip(z.split(rows), t.split(rows))], *args)
 
-# %% ../nbs/01_fused.ipynb #c059368f
+# %% ../nbs/01_fused.ipynb #9ad27c7d
+def _needs_graph(g):
+    "Whether the gradient is to be differentiated (create_graph), or is asked for many g at once (is_grads_batched)"
+    return torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(g)
+
 class _Blocks(Function):
     "The loss on a CPU, its gradient computed along with it"
     @staticmethod
@@ -231,7 +235,7 @@ class _Blocks(Function):
 
     @staticmethod
     def backward(ctx, g):
-        if torch.is_grad_enabled(): return ctx.again(g), *[None]*6
+        if _needs_graph(g): return ctx.again(g), *[None]*6
         (G, *idx), g = ctx.saved_tensors, g if ctx.count==1 else g/ctx.count
         if idx:
             G = (G*(g.reshape(-1)[idx[0]] if g.ndim else g)).to(ctx.dtype)
@@ -240,7 +244,7 @@ class _Blocks(Function):
         elif g!=1: G.mul_(g)                                      # nobody will ask for it again
         return G.view(ctx.shape).to(ctx.dtype), *[None]*6
 
-# %% ../nbs/01_fused.ipynb #64fdcd6b
+# %% ../nbs/01_fused.ipynb #382ca8e7
 def _version(x): return None if x.is_inference() else x._version
 
 def _again(reference, input, target, *args):
@@ -250,7 +254,7 @@ def _again(reference, input, target, *args):
         now = [o() for o in refs]
         if any(o is None or _version(o)!=v for o,v in zip(now, versions)):
             raise RuntimeError('create_graph=True needs logits and targets as they were: keep both in variables')
-        return torch.autograd.grad(reference(*now, *args), now[0], g, create_graph=True)[0]
+        with torch.enable_grad(): return torch.autograd.grad(reference(*now, *args), now[0], g, create_graph=True)[0]
     return again
 
 # %% ../nbs/01_fused.ipynb #3963e041

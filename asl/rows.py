@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['by_rows']
 
-# %% ../nbs/01a_rows.ipynb #5efe0da7
+# %% ../nbs/01a_rows.ipynb #9471c804
 import math
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .fused import _again, _power, _way
+from .fused import _again, _needs_graph, _power, _way
 from .loss import _index, _reduce, _single_label
 
-# %% ../nbs/01a_rows.ipynb #7947cccc
+# %% ../nbs/01a_rows.ipynb #51c7f404
 _block, _small = 2**19, 2**14                                    # entries that fit into the cache; too few to matter
 
 def _whole_number(g): return not isinstance(g, Tensor) and g==int(g) and g<=8
@@ -25,7 +25,7 @@ def _of(v, t):
     return v.reshape(-1)[t] if isinstance(v, Tensor) and v.ndim else v
 
 def _softmax(z, t, gamma_neg, out):
-    "p, log p, log p of the target, and what has the row's largest log p; above `sure` it needs care"
+    "p, log p, the target's and the largest log p of each row; above `sure` that needs care"
     quick = z.dtype==torch.float32 and z.numel()>_small and _whole_number(gamma_neg)
     if quick: m = z.amax(1, keepdim=True)
     if quick and m.min().item()>=-18 and m.max().item()<=30:
@@ -35,10 +35,19 @@ def _softmax(z, t, gamma_neg, out):
         hi = log_total.float()
         l = (z-hi).sub_((log_total-hi).float())
         return p.mul_(torch.exp(-log_total).float()), l, log_t, log_top, math.log(.5)
-    l = torch.log_softmax(z, 1, dtype=torch.float64)
-    return torch.exp(l), l, l.gather(1, t), l, math.log(.5) if z.dtype==torch.float64 else -1e-4
+    a = z.double()
+    a = a-a.amax(1, keepdim=True)
+    p = torch.exp(a)
+    total = p.sum(1, keepdim=True)
+    l = a.sub_(log_total := torch.log(total))
+    return p.div_(total), l, l.gather(1, t), -log_total, math.log(.5) if z.dtype==torch.float64 else -1e-4
 
-# %% ../nbs/01a_rows.ipynb #d6a38e8e
+# %% ../nbs/01a_rows.ipynb #99acd102
+def _focus(p, log_p, g):
+    "p**g, maybe p itself"
+    if not _whole_number(g): return torch.exp(g*log_p)
+    return _power(p, g) if g else torch.ones_like(p)
+
 def _target(log_t, p_t, q_t, g, w, sure=True):
     "Minus the loss of the target, A and q*A of Eq. (3)"
     number = not isinstance(g, Tensor)
@@ -47,12 +56,11 @@ def _target(log_t, p_t, q_t, g, w, sure=True):
     return f*log_t, torch.where(q_t>0, qA/q_t, f*(1+g)) if sure else qA/q_t, qA
 
 def _others(p, l, t, k, gamma_neg, v):
-    "Minus the loss, and A of Eq. (2), zero at t and k; l is overwritten"
-    h = _power(p, gamma_neg) if _whole_number(gamma_neg) else torch.exp(gamma_neg*l)
-    if not isinstance(h, Tensor): h = torch.ones_like(l)
-    elif h is p: h = p.clone()
+    "Minus the loss, and A of Eq. (2), zero at t and k; without v if that is a number; l is overwritten"
+    h = _focus(p, l, gamma_neg)
+    if h is p: h = p.clone()
     for o in (t,) if k is None else (t, k): h.scatter_(1, o, 0.)
-    h = h*v.to(h.dtype) if isinstance(v, Tensor) else h.mul_(v)
+    if isinstance(v, Tensor): h.mul_(v.to(h.dtype))
     hl = l.mul_(h)
     loss = hl.sum(1, keepdim=True).double()
     return loss, torch.add(h, hl, alpha=gamma_neg, out=hl) if not isinstance(gamma_neg, Tensor) else hl.mul_(gamma_neg).add_(h)
@@ -67,22 +75,22 @@ def _largest(z, p, t, p_t, sure):
     rest = torch.where(sure, rest, 1.)
     return other, k, -torch.log1p(rest), rest/(1+rest)
 
-# %% ../nbs/01a_rows.ipynb #d7e6a2dd
+# %% ../nbs/01a_rows.ipynb #6ada4153
 def _rows(z, t, s, scale, need, out=None):
     "Loss of each row; its gradient, times scale, into out if given"
     (gamma_pos, gamma_neg, eps, weight), C = s, z.shape[1]
     p, l, log_t, log_top, sure = _softmax(z, t, gamma_neg, out)
     p_t, k, v = torch.exp(log_t), None, eps/C*weight
-    q_t, S, A, A_k = 1-p_t, 0., None, 0.
+    q_t, S, A, A_k, f_v = 1-p_t, 0., None, 0., 1. if isinstance(v, Tensor) else v
     if not log_top.max().item()<=sure:                            # not: nan is taken care of, too
-        sure = log_top.amax(1, keepdim=True)>sure
+        sure = log_top>sure
         other, k, log_k, q_k = _largest(z, p, t, p_t, sure)
         mine = sure & ~other
         log_t, p_t, q_t = (torch.where(mine, *o) for o in ((log_k, log_t), (1-q_k, p_t), (q_k, q_t)))
     L, A_t, qA_t = _target(log_t, p_t, q_t, _of(gamma_pos, t), (1-eps+eps/C)*_of(weight, t), k is not None)
     if eps:
         loss, A = _others(p, l, t, k, gamma_neg, v)
-        L, S = L+loss, A.sum(1, keepdim=True).double() if need else 0.
+        L, S = L+f_v*loss, f_v*A.sum(1, keepdim=True).double() if need else 0.
         if k is not None:
             g = _of(gamma_neg, k)
             f = torch.where(other, _of(v, k)*torch.exp(g*log_k), 0.)
@@ -90,7 +98,7 @@ def _rows(z, t, s, scale, need, out=None):
     if not need: return -L, None
     total = S if k is None else S+A_k
     G = p.mul_(((A_t+total)*scale).to(p.dtype))                     # Eq. (1), and Eq. (4) for k and t
-    if eps: G.sub_(A, alpha=scale)
+    if eps: G.sub_(A, alpha=scale*f_v)
     if k is not None: G.scatter_(1, k, (scale*((1-q_k)*(A_t+S) - q_k*A_k)).to(p.dtype))
     G.scatter_(1, t, (scale*(p_t*total - qA_t)).to(p.dtype))
     return -L, G if G is out or out is None else out.copy_(G)
@@ -119,7 +127,7 @@ def _all_rows(z, t, known, s, scale, need):
     if known is None: return L, G
     return torch.where(known, L, 0.), G.masked_fill_(~known, 0.) if need else None
 
-# %% ../nbs/01a_rows.ipynb #ef18a93b
+# %% ../nbs/01a_rows.ipynb #fc270227
 class _Rows(Function):
     "The loss on a CPU, its gradient computed along with it"
     @staticmethod
@@ -141,11 +149,11 @@ class _Rows(Function):
 
     @staticmethod
     def backward(ctx, g):
-        if torch.is_grad_enabled(): return ctx.again(g), *[None]*6
+        if _needs_graph(g): return ctx.again(g), *[None]*6
         G, = ctx.saved_tensors
         if g.ndim: g = g.reshape(len(G), 1, -1)
         if g.ndim or torch._C._autograd._get_current_graph_task_keep_graph(): G = G*g
-        elif g!=1: G.mul_(g)                                      # nobody will ask for it again
+        elif g.item()!=1: G.mul_(g)                               # nobody will ask for it again
         return G.reshape(ctx.shape).to(ctx.dtype), *[None]*6
 
 # %% ../nbs/01a_rows.ipynb #3856d368
@@ -158,7 +166,7 @@ def _exp(z, m, shift=0):
 
 def _is(z, t): return torch.arange(z.shape[1], device=z.device, dtype=torch.int32).view(-1, *[1]*(z.ndim-2))==t.int()
 
-# %% ../nbs/01a_rows.ipynb #a88f9e22
+# %% ../nbs/01a_rows.ipynb #092535d8
 def _parts(z, t, s, row, back):
     "p, A and -loss of the others; the masks, below the largest and target"
     (_, gamma, eps, weight), (m, r, log_total, log_k) = s, row
@@ -168,18 +176,35 @@ def _parts(z, t, s, row, back):
     below, at_t = m>z if back else z<m, ~(_is(z, t)^True) if back else _is(z, t)
     l = torch.where(below, a-(log_total-shift).to(z.dtype), log_k.to(z.dtype))
     v = eps/z.shape[1]*weight
-    f = torch.where(at_t, 0., v.to(z.dtype) if isinstance(v, Tensor) else v)
-    f = f*(_power(p, gamma) if _whole_number(gamma) else torch.exp(gamma*l))
+    f = torch.where(at_t, 0., _focus(p, l, gamma)*(v.to(z.dtype) if isinstance(v, Tensor) else v))
     return p, f*(1+gamma*l), f*l, below, at_t
 
-# %% ../nbs/01a_rows.ipynb #400f4957
+# %% ../nbs/01a_rows.ipynb #e1183206
+def _sum(x): return x.sum(1, keepdim=True).double()
+
+def _sum_others(z, t, s, row, e, a, ties):
+    "Minus the loss of the others, and the sums of their A: of those below the largest, and of the ties at the largest"
+    (_, gamma, eps, weight), (m, _, log_total, log_k), split = s, row, isinstance(s[3], Tensor)
+    if isinstance(gamma, Tensor):
+        _, A, F, below, _ = _parts(z, t, s, row, False)
+        return _sum(F), _sum(torch.where(below, A, 0.)), _sum(torch.where(below, 0., A))
+    h, scale = _focus(e, a, gamma), eps/z.shape[1]*torch.exp(-gamma*log_total)
+    if split: h = h*weight.to(z.dtype)
+    else: scale = scale*weight
+    low = torch.where((z<m) & ~_is(z, t), h, 0.)
+    f_k = _sum(torch.where((z<m) | _is(z, t), 0., h)) if split else ties*torch.exp(gamma*(log_k+log_total))
+    f, f_k = scale*_sum(low), scale*f_k
+    fl = scale*_sum(low*a) - log_total*f                          # Eq. (5)
+    return fl+f_k*log_k, f+gamma*fl, f_k*(1+gamma*log_k)
+
+# %% ../nbs/01a_rows.ipynb #c82a712f
 def _sums(z, t, s):
     "Loss of each row, and what its gradient needs to know of the row"
-    (gamma_pos, _, eps, weight), C, sum = s, z.shape[1], lambda x: x.sum(1, keepdim=True).double()
+    (gamma_pos, _, eps, weight), C = s, z.shape[1]
     m = z.amax(1, keepdim=True)
-    e, _, b = _exp(z, m)
-    part, n = torch.exp((m-b).double()), torch.where(z<m, 0., 1.).to(z.dtype)
-    rest = sum(torch.where(z<m, e, 0.)) + (sum(n)-1)*part         # all but one of the largest
+    e, a, b = _exp(z, m)
+    part, n = torch.exp((m-b).double()), _sum(torch.where(z<m, 0., 1.).to(z.dtype))
+    rest = _sum(torch.where(z<m, e, 0.)) + (n-1)*part             # all but one of the largest
     log_total, log_k, z_t = torch.log(rest+part), -torch.log1p(rest/part), z.gather(1, t)
     r = torch.exp(-log_total)
     q_k = rest*r
@@ -188,10 +213,8 @@ def _sums(z, t, s):
     L, A_t, qA_t = _target(log_t, p_t, torch.where(z_t==m, q_k, 1-p_t), _of(gamma_pos, t), (1-eps+eps/C)*_of(weight, t))
     row = m, r, log_total, log_k
     if not eps: return -L, row, (A_t, 0*A_t, q_k, -qA_t)
-    _, A, F, below, _ = _parts(z, t, s, row, False)
-    split = isinstance(weight, Tensor)                            # else no weight can make the largest's own A outgrow the sum
-    S, S_k = sum(torch.where(below, A, 0.) if split else A), sum(torch.where(below, 0., A)) if split else 0*A_t
-    return -L-sum(F), row, (A_t+S, S_k, q_k, p_t*(S+S_k)-qA_t)
+    F, S, S_k = _sum_others(z, t, s, row, e, a, n-(z_t==m).double())
+    return -L-F, row, (A_t+S, S_k, q_k, p_t*(S+S_k)-qA_t)
 
 # %% ../nbs/01a_rows.ipynb #e9e7a9a6
 def _slope(z, t, s, row, sums):
