@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['published', 'peers', 'easy_mean', 'inputs', 'CopyFloor', 'sample', 'race', 'kept', 'peak', 'entrants', 'measure',
-           'title', 'table', 'cases', 'draw', 'machine', 'versions', 'hardware', 'bench', 'main']
+           'machine', 'versions', 'bench', 'main']
 
-# %% ../nbs/06_bench.ipynb #64b89551
+# %% ../nbs/06_bench.ipynb #5a40abc6
 import json, math, os, platform, re, shutil, sys, time
 from datetime import date
 from functools import lru_cache
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from . import __version__
 from .loss import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel
+from .report import _plot, _save, cases, draw, hardware, table, title
 from .train import Refused, _device, _fixed, _need, _parser, _versions
 
 # %% ../nbs/06_bench.ipynb #7acb3dfe
@@ -178,57 +179,7 @@ def measure(fs, z, y, repeats, tick=lambda: None):
         rows[key] |= dict(zip(('kept', 'kept_beyond_inputs'), kept(f, z, y)), peak=peak(f, z, y))
     return [dict(peer=floor[0], mode=floor[1], both=_quartiles([t[2] for t in times[floor]])), *rows.values()]
 
-# %% ../nbs/06_bench.ipynb #2f9774f6
-def title(case):
-    "A case in words"
-    easy = '' if case['easy'] is None else f", {100*case['easy']:g}% easy"
-    return f"{case['task']}-label, {case['size'][0]} x {case['size'][1]}, {case['dtype']}{easy}"
-
-def _line(r, floor, timm):
-    "A row as text"
-    if 'failed' in r: return f"{r['peer']:14}{r['mode']:9} failed: {r['failed'][:70]}"
-    (low, _, both, _), ratio = r['both'], f"{r['both'][2]/timm:8.2f}" if timm else f"{'-':>8}"
-    times = ''.join(f'{v:9.3f}' for v in (both, low, r['forward'][2], r['backward'][2]))
-    memory = ''.join(f"{r[k]/r['bytes']:7.2f}" for k in ('kept', 'kept_beyond_inputs', 'peak'))
-    return f"{r['peer']:14}{r['mode']:9}{times}{ratio}{both/floor:9.1f}{memory}"
-
-def table(rows):
-    "The rows of one case as aligned text"
-    timm, floor = {r['mode']: r['both'][2] for r in rows if r['peer']=='timm' and 'both' in r}, rows[0]['both']
-    heads = ''.join(f'{h:>9}' for h in 'both min forward backward'.split())
-    return '\n'.join([f"{'loss':14}{'mode':9}{heads}  x timm  x floor   kept beyond   peak",
-        *[_line(r, floor[2], timm.get(r['mode'])) for r in rows[1:]], f'{rows[0]["peer"]:23}{floor[2]:9.3f}{floor[0]:9.3f}'])
-
-# %% ../nbs/06_bench.ipynb #ef373a16
-def cases(rows, *keys):
-    "Groups of rows with the same values of keys"
-    groups = {}
-    for r in rows: groups.setdefault(str([r[k] for k in keys]), []).append(r)
-    return list(groups.values())
-
-def _panel(ax, rows):
-    "Eager as dots and compiled as squares, the larger the more easy negatives"
-    names = list(dict.fromkeys(r['peer'] for r in rows if r['mode']))
-    for floor, *case in cases(rows, 'easy'):
-        for r in [r for r in case if 'both' in r]:
-            late, easy = r['mode']=='compiled', .9 if r['easy'] is None else r['easy']
-            ax.plot(r['both'][2]/floor['both'][2], names.index(r['peer'])+.3*late-.15, 'os'[late],
-                    color=f'C{late:d}', ms=3+5*easy, alpha=.8)
-    ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names)-.5, -.5), xscale='log')
-    ax.set_title(title(rows[0] | dict(easy=None)))
-    ax.xaxis.set_major_formatter('{x:g}')
-    ax.axvline(1, color='C2', lw=1)
-
-def draw(fig, rows):
-    "Time in units of the copy floor, a panel for each task, size and type"
-    panels = cases(rows, 'task', 'size', 'dtype')
-    axs = fig.subplots(len(panels), 1, squeeze=False)[:, 0]
-    for ax, panel in zip(axs, panels): _panel(ax, panel)
-    axs[-1].set_xlabel('forward and backward, in units of the copy floor')
-    marks = [axs[0].plot([], [], m, color=c, label=l)[0] for m, c, l in (('o', 'C0', 'eager'), ('s', 'C1', 'compiled'))]
-    fig.legend(handles=marks, loc='outside upper right', ncols=2)
-
-# %% ../nbs/06_bench.ipynb #7bb02dde
+# %% ../nbs/06_bench.ipynb #fbd58a3d
 def machine(device):
     "The hardware"
     info = Path('/proc/cpuinfo')
@@ -239,28 +190,6 @@ def machine(device):
 def versions():
     "Of Python and of the packages in the race, and the number of threads"
     return _versions() | dict(asl=__version__) | {p: version(p) for p in ('timm', 'torchvision', 'triton') if find_spec(p)}
-
-def hardware(record):
-    "Where and when a record was made, in a line"
-    m, v = record['machine'], record['versions']
-    return f"{m['gpu'] or m['cpu']}, {v['threads']} of {m['cores']} cores, PyTorch {v['torch']}, {record['date']}"
-
-# %% ../nbs/06_bench.ipynb #0ad4efa0
-def _plot(path, record):
-    "Write the figure"
-    from matplotlib import style
-    from matplotlib.figure import Figure
-    with style.context('default'):
-        fig = Figure((7, 1+1.9*len(cases(record['rows'], 'task', 'size', 'dtype'))), layout='constrained')
-        fig.suptitle(hardware(record), x=.01, ha='left', fontsize=10)
-        draw(fig, record['rows'])
-        fig.savefig(path, dpi=150)
-
-def _save(path, record):
-    "JSON with a line for each row"
-    rows = ',\n'.join(map(json.dumps, record['rows']))
-    text = json.dumps(record | dict(rows=0), indent=1).replace('"rows": 0', f'"rows": [\n{rows}\n ]')
-    Path(path).write_text(text + '\n', encoding='utf-8')
 
 # %% ../nbs/06_bench.ipynb #24c05c4f
 _full = dict(sizes='64x80,512x9605,128x50000', dtypes='float32,bfloat16', easy='0,.5,.9,.99', repeats=9)

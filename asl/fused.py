@@ -244,17 +244,18 @@ class _Blocks(Function):
         elif g!=1: G.mul_(g)                                      # nobody will ask for it again
         return G.view(ctx.shape).to(ctx.dtype), *[None]*6
 
-# %% ../nbs/01_fused.ipynb #382ca8e7
+# %% ../nbs/01_fused.ipynb #e6466b6a
 def _version(x): return None if x.is_inference() else x._version
 
-def _again(reference, input, target, *args):
+def _again(reference, input, target, s, *args):
     "A function that differentiates the reference"
-    refs, versions = [weakref.ref(o) for o in (input, target)], [_version(o) for o in (input, target)]
+    tensors = [v for v in s if isinstance(v, Tensor)]
+    refs, versions = [weakref.ref(o) for o in (input, target)], [_version(o) for o in (input, target, *tensors)]
     def again(g):
         now = [o() for o in refs]
-        if any(o is None or _version(o)!=v for o,v in zip(now, versions)):
-            raise RuntimeError('create_graph=True needs logits and targets as they were: keep both in variables')
-        with torch.enable_grad(): return torch.autograd.grad(reference(*now, *args), now[0], g, create_graph=True)[0]
+        if any(o is None or _version(o)!=v for o,v in zip((*now, *tensors), versions)):
+            raise RuntimeError('create_graph=True needs logits, targets and settings as they were: keep them in variables, unchanged')
+        with torch.enable_grad(): return torch.autograd.grad(reference(*now, s, *args), now[0], g, create_graph=True)[0]
     return again
 
 # %% ../nbs/01_fused.ipynb #3963e041
