@@ -17,7 +17,7 @@ from torch.autograd import Function, forward_ad
 
 from .loss import _invalid, _multi_label, _reduce, _split_logit
 
-# %% ../nbs/01_fused.ipynb #c764f54a
+# %% ../nbs/01_fused.ipynb #b8c1ebfd
 _tanh_series = (.49999999803763184, -.04166657565823834, .004165977352875918, -.0004196958398800431, 4.021677113901893e-05,
     -2.7636657578642193e-06)
 _log_series = 2.000000007921007, .6666631468301931, .40024910235469996, .2796060342557224, .28178331887317326
@@ -29,7 +29,7 @@ def _series(coefs, x):
     for c in coefs[-2::-1]: out = c + x*out
     return out
 
-# %% ../nbs/01_fused.ipynb #c78273e6
+# %% ../nbs/01_fused.ipynb #35360490
 def _minus_log1m(x, rest, m=None, d=None):
     "-log(1-x), given x and rest = 1-x, both to full precision"
     if not torch.compiler.is_compiling(): return torch.atanh(x/(1+rest)).mul_(2)
@@ -40,7 +40,7 @@ def _minus_log1m(x, rest, m=None, d=None):
     a = torch.where(near, x, c-rest)/torch.where(near, 2-x, c+rest)
     return a*_series(_atanh_series, a*a) - torch.where(near, 0., math.log(c))
 
-# %% ../nbs/01_fused.ipynb #03a9afdf
+# %% ../nbs/01_fused.ipynb #270ad242
 def _sides(z):
     "p, 1-p and log(1+exp(-|z|))"
     if not torch.compiler.is_compiling():
@@ -53,7 +53,7 @@ def _sides(z):
     log_s = torch.log1p(e) if z.dtype==torch.float64 else a*_series(_log_series, a*a)
     return torch.where(right, r, e*r), torch.where(right, e*r, r), log_s
 
-# %% ../nbs/01_fused.ipynb #a05664ea
+# %% ../nbs/01_fused.ipynb #fd3afedd
 def _power(x, g):
     "x**g, by multiplication for small whole numbers"
     if isinstance(g, Tensor) or g!=int(g) or g>16: return x**g
@@ -61,7 +61,7 @@ def _power(x, g):
     half = _power(x, g//2)
     return half*half*x if g%2 else half*half
 
-# %% ../nbs/01_fused.ipynb #b32b98df
+# %% ../nbs/01_fused.ipynb #574cc27d
 def _plus(a, x, y, g): return a + g*(x*y) if isinstance(g, Tensor) else torch.addcmul(a, x, y, value=g)
 
 def _power_side(q, p, lp, g, eps, detach, need):
@@ -71,7 +71,7 @@ def _power_side(q, p, lp, g, eps, detach, need):
     if not need: return f*lp, None
     return f*lp, f*(inside if detach else _plus(inside, p, lp, g))
 
-# %% ../nbs/01_fused.ipynb #b15186f6
+# %% ../nbs/01_fused.ipynb #12bab066
 def _shifted(z, p, q, m):
     "d of Eq. (2), zero where p <= m, and p_m"
     hi, lo = _split_logit(m, z.dtype)
@@ -81,7 +81,7 @@ def _shifted(z, p, q, m):
     if not torch.compiler.is_compiling(): return d, torch.tanh(d*.5)*mix
     return d, torch.where(d<1.25, d*_series(_tanh_series, d*d)*mix, p-m)
 
-# %% ../nbs/01_fused.ipynb #34e6e0bb
+# %% ../nbs/01_fused.ipynb #8e4ee98c
 def _neg_side(z, p, q, log_s, g, m, eps, detach, need):
     "p_m**g * -log(1-p_m) and its pull, Eq. (3)"
     number = not isinstance(m, Tensor)
@@ -98,7 +98,7 @@ def _neg_side(z, p, q, log_s, g, m, eps, detach, need):
     if eps: inside = torch.where(l<=l_eps, inside, 0.)
     return f*l_eps, p*(inside if detach else _plus(inside, q, h*l_eps, g))
 
-# %% ../nbs/01_fused.ipynb #d29a9411
+# %% ../nbs/01_fused.ipynb #73460dd6
 class _Settings(NamedTuple):
     "What the loss is made with, as `asymmetric_loss_multi_label` has checked it"
     gamma_neg: float|Tensor
@@ -116,7 +116,7 @@ def _smooth(y, s): return y*(1-s.smoothing) + s.smoothing/2 if s.smoothing else 
 
 def _wide(x): return x.to(torch.promote_types(x.dtype, torch.float32))
 
-# %% ../nbs/01_fused.ipynb #6e782424
+# %% ../nbs/01_fused.ipynb #29542b97
 def _pull(z, y, s, need=True):
     "Loss and gradient, elementwise"
     p, q, log_s = _sides(z)
@@ -126,7 +126,7 @@ def _pull(z, y, s, need=True):
     L, G = torch.addcmul(n*neg, y, pos), torch.addcmul(n*G, y, G_pos, value=-1) if need else None
     return _times(s.weight, L), _times(s.weight, G) if need else None
 
-# %% ../nbs/01_fused.ipynb #d7d89764
+# %% ../nbs/01_fused.ipynb #2c4e3432
 def _masked(z, target, s, ignore_index):
     "Logits and targets; ignored entries get ones without loss or pull"
     y = target.to(z.dtype)
@@ -135,7 +135,7 @@ def _masked(z, target, s, ignore_index):
     y = torch.where(known, y, 0.)
     return torch.where(known, z, -1e4), torch.where(known, _smooth(y, s), 0.) if s.smoothing else y
 
-# %% ../nbs/01_fused.ipynb #628cac46
+# %% ../nbs/01_fused.ipynb #9e86e62a
 class _Whole(Function):
     "Elementwise loss, for compilers: they find that backward's gradient was half computed by forward"
     @staticmethod
@@ -151,7 +151,7 @@ class _Whole(Function):
         G = _pull(*_masked(_wide(input), target, s, ignore_index), s)[1]
         return (G*g).to(input.dtype), None, None, *[None]*len(s)
 
-# %% ../nbs/01_fused.ipynb #02137ff9
+# %% ../nbs/01_fused.ipynb #a0c4aae1
 def _whole(input, target, s, ignore_index, reduction):
     "The loss, for compilers"
     count = None
@@ -162,7 +162,7 @@ def _whole(input, target, s, ignore_index, reduction):
         if reduction=='mean': count = (target!=ignore_index).sum()
     return _reduce(_Whole.apply(input, target, ignore_index, *s), reduction, count)
 
-# %% ../nbs/01_fused.ipynb #dfb74c74
+# %% ../nbs/01_fused.ipynb #5be95c11
 _block, _small = 2**18, 2**14                                    # entries that fit into the cache; that are not worth a search
 
 def _hard(z, t, s):
@@ -178,7 +178,7 @@ def _hard(z, t, s):
         if 4*found>min(i+rows, N)*C: return None
     return torch.cat(out) if len(out)>1 else out[0]
 
-# %% ../nbs/01_fused.ipynb #0eb75a25
+# %% ../nbs/01_fused.ipynb #472db8c2
 def _entries(z, t, s, ignore_index, need):
     "Loss and pull of some entries, and how many of them are ignored"
     if t.dtype==torch.bool or not t.numel(): return *_pull(z, _smooth(t.to(z.dtype), s), s, need), 0
@@ -190,7 +190,7 @@ def _entries(z, t, s, ignore_index, need):
     if bad.any(): raise ValueError(_invalid(ignore_index, y[bad][0].item()))
     return *_pull(*_masked(z, t, s, ignore_index), s, need), y.numel()-known.sum().item()
 
-# %% ../nbs/01_fused.ipynb #4dd6b4d3
+# %% ../nbs/01_fused.ipynb #b48e0158
 def _take(s, idx, C):
     "The settings of entries idx"
     if not any(isinstance(v, Tensor) for v in s): return s
@@ -214,7 +214,7 @@ def _dense(z, t, s, *args):
     if len(z)<=rows: return _entries(z, t, s, *args[:2])
     return _chunks([(*o, s) for o in zip(z.split(rows), t.split(rows))], *args)
 
-# %% ../nbs/01_fused.ipynb #9ad27c7d
+# %% ../nbs/01_fused.ipynb #e752cd22
 def _needs_graph(g):
     "Whether the gradient is to be differentiated (create_graph), or is asked for many g at once (is_grads_batched)"
     return torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(g)
@@ -244,7 +244,7 @@ class _Blocks(Function):
         elif g!=1: G.mul_(g)                                      # nobody will ask for it again
         return G.view(ctx.shape).to(ctx.dtype), *[None]*6
 
-# %% ../nbs/01_fused.ipynb #e6466b6a
+# %% ../nbs/01_fused.ipynb #f356d3bd
 def _version(x): return None if x.is_inference() else x._version
 
 def _again(reference, input, target, s, *args):
@@ -258,7 +258,7 @@ def _again(reference, input, target, s, *args):
         with torch.enable_grad(): return torch.autograd.grad(reference(*now, s, *args), now[0], g, create_graph=True)[0]
     return again
 
-# %% ../nbs/01_fused.ipynb #3963e041
+# %% ../nbs/01_fused.ipynb #15e8684d
 @lru_cache
 def _installed(package): return find_spec(package) is not None
 

@@ -15,7 +15,7 @@ from torch.autograd import Function
 from .fused import _again, _needs_graph, _power, _way
 from .loss import _index, _reduce, _single_label
 
-# %% ../nbs/01a_rows.ipynb #51c7f404
+# %% ../nbs/01a_rows.ipynb #651e1e62
 _block, _small = 2**19, 2**14                                    # entries that fit into the cache; too few to matter
 
 def _whole_number(g): return not isinstance(g, Tensor) and g==int(g) and g<=8
@@ -42,7 +42,7 @@ def _softmax(z, t, gamma_neg, out):
     l = a.sub_(log_total := torch.log(total))
     return p.div_(total), l, l.gather(1, t), -log_total, math.log(.5) if z.dtype==torch.float64 else -1e-4
 
-# %% ../nbs/01a_rows.ipynb #99acd102
+# %% ../nbs/01a_rows.ipynb #103b3170
 def _focus(p, log_p, g):
     "p**g, maybe p itself"
     if not _whole_number(g): return torch.exp(g*log_p)
@@ -65,7 +65,7 @@ def _others(p, l, t, k, gamma_neg, v):
     loss = hl.sum(1, keepdim=True).double()
     return loss, torch.add(h, hl, alpha=gamma_neg, out=hl) if not isinstance(gamma_neg, Tensor) else hl.mul_(gamma_neg).add_(h)
 
-# %% ../nbs/01a_rows.ipynb #79435417
+# %% ../nbs/01a_rows.ipynb #08520d20
 def _largest(z, p, t, p_t, sure):
     "Where a class other than the target is sure, the sure class k, its log p and q, from the others' sum"
     other = sure & (p_t<.5)
@@ -75,7 +75,7 @@ def _largest(z, p, t, p_t, sure):
     rest = torch.where(sure, rest, 1.)
     return other, k, -torch.log1p(rest), rest/(1+rest)
 
-# %% ../nbs/01a_rows.ipynb #6ada4153
+# %% ../nbs/01a_rows.ipynb #74e09652
 def _rows(z, t, s, scale, need, out=None):
     "Loss of each row; its gradient, times scale, into out if given"
     (gamma_pos, gamma_neg, eps, weight), C = s, z.shape[1]
@@ -103,7 +103,7 @@ def _rows(z, t, s, scale, need, out=None):
     G.scatter_(1, t, (scale*(p_t*total - qA_t)).to(p.dtype))
     return -L, G if G is out or out is None else out.copy_(G)
 
-# %% ../nbs/01a_rows.ipynb #8d978ebb
+# %% ../nbs/01a_rows.ipynb #0ab21684
 def _targets(target, C, ignore_index):
     "Class indices, and which of them count (None: all)"
     if not target.is_floating_point() and target.dtype!=torch.bool and not 0<=ignore_index<C:
@@ -127,7 +127,7 @@ def _all_rows(z, t, known, s, scale, need):
     if known is None: return L, G
     return torch.where(known, L, 0.), G.masked_fill_(~known, 0.) if need else None
 
-# %% ../nbs/01a_rows.ipynb #fc270227
+# %% ../nbs/01a_rows.ipynb #6eb3f74d
 class _Rows(Function):
     "The loss on a CPU, its gradient computed along with it"
     @staticmethod
@@ -156,7 +156,7 @@ class _Rows(Function):
         elif g.item()!=1: G.mul_(g)                               # nobody will ask for it again
         return G.reshape(ctx.shape).to(ctx.dtype), *[None]*6
 
-# %% ../nbs/01a_rows.ipynb #3856d368
+# %% ../nbs/01a_rows.ipynb #91189a3b
 def _exp(z, m, shift=0):
     "exp(z-b), z-b and b, for a whole b above m"
     b = m+shift if z.dtype==torch.float64 else m.ceil()+shift
@@ -166,7 +166,7 @@ def _exp(z, m, shift=0):
 
 def _is(z, t): return torch.arange(z.shape[1], device=z.device, dtype=torch.int32).view(-1, *[1]*(z.ndim-2))==t.int()
 
-# %% ../nbs/01a_rows.ipynb #092535d8
+# %% ../nbs/01a_rows.ipynb #82a059d4
 def _parts(z, t, s, row, back):
     "p, A and -loss of the others; the masks, below the largest and target"
     (_, gamma, eps, weight), (m, r, log_total, log_k) = s, row
@@ -179,7 +179,7 @@ def _parts(z, t, s, row, back):
     f = torch.where(at_t, 0., _focus(p, l, gamma)*(v.to(z.dtype) if isinstance(v, Tensor) else v))
     return p, f*(1+gamma*l), f*l, below, at_t
 
-# %% ../nbs/01a_rows.ipynb #e1183206
+# %% ../nbs/01a_rows.ipynb #3cd3ca37
 def _sum(x): return x.sum(1, keepdim=True).double()
 
 def _sum_others(z, t, s, row, e, a, ties):
@@ -197,7 +197,7 @@ def _sum_others(z, t, s, row, e, a, ties):
     fl = scale*_sum(low*a) - log_total*f                          # Eq. (5)
     return fl+f_k*log_k, f+gamma*fl, f_k*(1+gamma*log_k)
 
-# %% ../nbs/01a_rows.ipynb #c82a712f
+# %% ../nbs/01a_rows.ipynb #b47b9893
 def _sums(z, t, s):
     "Loss of each row, and what its gradient needs to know of the row"
     (gamma_pos, _, eps, weight), C = s, z.shape[1]
@@ -216,7 +216,7 @@ def _sums(z, t, s):
     F, S, S_k = _sum_others(z, t, s, row, e, a, n-(z_t==m).double())
     return -L-F, row, (A_t+S, S_k, q_k, p_t*(S+S_k)-qA_t)
 
-# %% ../nbs/01a_rows.ipynb #e9e7a9a6
+# %% ../nbs/01a_rows.ipynb #ced052be
 def _slope(z, t, s, row, sums):
     "Eq. (1) below the largest, else Eq. (4)"
     U, S_k, q_k, of_t = (o.to(z.dtype) for o in sums)

@@ -16,7 +16,7 @@ from torch.autograd import Function
 from .fused import _Settings, _log_series, _tanh_series
 from .loss import _invalid, _multi_label, _single_label, _split_logit
 
-# %% ../nbs/01b_triton.ipynb #ef18fe61
+# %% ../nbs/01b_triton.ipynb #415f05c7
 _exp_coefs = tl.constexpr(tuple(1/math.factorial(i) for i in range(8)))
 _tanh_coefs, _log_coefs = tl.constexpr(_tanh_series), tl.constexpr(_log_series)
 
@@ -39,7 +39,7 @@ def _scaled(n, r):
     power = ((n.to(tl.int32)+127)<<23).to(tl.float32, bitcast=True)
     return tl.where(n<-126., 0., power*_series(_exp_coefs, 8, r))
 
-# %% ../nbs/01b_triton.ipynb #921f7ee2
+# %% ../nbs/01b_triton.ipynb #0c867a0f
 @triton.jit
 def _power(x, g, whole: tl.constexpr, n=0):
     "(2**n * x)**whole by multiplication, or to the power g where whole is -1; 0**0 is 1"
@@ -60,7 +60,7 @@ def _power(x, g, whole: tl.constexpr, n=0):
         m, r = _reduced(rest)
         return tl.where(x>0, _scaled(n+m, r), tl.where(g>0, 0., 1.))
 
-# %% ../nbs/01b_triton.ipynb #a90137e4
+# %% ../nbs/01b_triton.ipynb #04a52b3e
 @triton.jit
 def _sides(z):
     "p, 1-p and log(1+exp(-|z|))"
@@ -75,7 +75,7 @@ def _power_side(q, p, lp, g, whole: tl.constexpr, ceiling, detach: tl.constexpr)
     f, inside, lp = _power(q, g, whole), tl.where(lp<=ceiling, q, lp*0), tl.where(lp>ceiling, ceiling, lp)
     return f*lp, f*inside if detach or whole==0 else f*(inside + g*(p*lp))
 
-# %% ../nbs/01b_triton.ipynb #2aac9020
+# %% ../nbs/01b_triton.ipynb #91ef2e25
 @triton.jit
 def _shifted_side(z, p, q, log_s, g, whole: tl.constexpr, m, rest, hi, lo, ceiling, detach: tl.constexpr):
     "p_m**g * -log(1-p_m) and its pull, for a margin m with rest = 1-m and the logit hi+lo"
@@ -90,13 +90,13 @@ def _shifted_side(z, p, q, log_s, g, whole: tl.constexpr, m, rest, hi, lo, ceili
     if not detach: pull += q*(g*(l_eps/tl.where(p_m>0, p_m, 1.)))
     return tl.where(d<=0, 0., f*l_eps), tl.where(d<=0, 0., p*(f*pull))
 
-# %% ../nbs/01b_triton.ipynb #a0993b8d
+# %% ../nbs/01b_triton.ipynb #243550b9
 @triton.jit
 def _of(setting, table, i: tl.constexpr, c, C, mask, EACH: tl.constexpr):
     "A setting: the number, or row i of the table for the classes c"
     return tl.load(table + i*C + c, mask, 0.) if EACH else setting
 
-# %% ../nbs/01b_triton.ipynb #4e081b1f
+# %% ../nbs/01b_triton.ipynb #47786202
 @triton.jit
 def _entries(input, target, grad, out, sums, table, gamma_neg, gamma_pos, m, rest, hi, lo, weight, pos_weight, ceiling,
     smoothing, ignore, N, C, in_n, in_c, t_n, t_c, g_n, g_c, out_n, out_c, NEG: tl.constexpr, POS: tl.constexpr,
@@ -134,7 +134,7 @@ def _entries(input, target, grad, out, sums, table, gamma_neg, gamma_pos, m, res
     if STORE: tl.store(out + n*out_n + c*out_c, result.to(out.dtype.element_ty), inside)
     else: tl.store(sums+3*pid, tl.sum(result))
 
-# %% ../nbs/01b_triton.ipynb #15a9f163
+# %% ../nbs/01b_triton.ipynb #2b9e5a93
 def _whole(v): return int(v) if not isinstance(v, Tensor) and v==int(v) and v<=16 else -1
 
 def _number(v): return 0. if isinstance(v, Tensor) else float(v)
@@ -145,7 +145,7 @@ def _table(C, device, *settings):
     return torch.stack([v.reshape(-1).float().expand(C) if isinstance(v, Tensor) else torch.full((C,), v, device=device)
         for v in settings])
 
-# %% ../nbs/01b_triton.ipynb #89d91e9d
+# %% ../nbs/01b_triton.ipynb #717944dc
 def _run(input, target, s, ignore_index, keep, grad=None):
     "A kernel for each tile: entries (None unless keep or backward) and the sums of forward"
     C, (hi, lo) = input.shape[-1], _split_logit(s.clip, torch.float32) if isinstance(s.clip, Tensor) or s.clip else (-math.inf, 0.)
@@ -165,7 +165,7 @@ def _run(input, target, s, ignore_index, keep, grad=None):
             table is not None, bool(s.detach), t.dtype!=torch.bool, g is not None, out is not None, rows, cols, num_warps=8)
     return out if out is None else out.view(input.shape), sums
 
-# %% ../nbs/01b_triton.ipynb #ecded990
+# %% ../nbs/01b_triton.ipynb #0cdf1bb6
 class _MultiLabel(Function):
     @staticmethod
     def forward(ctx, input, target, ignore_index, reduction, *s):
@@ -194,7 +194,7 @@ def multi_label(input, target, settings, ignore_index, reduction):
     "The loss by a kernel; arguments as `one_pass` takes them, input not empty"
     return _MultiLabel.apply(input, target, ignore_index, reduction, *settings)
 
-# %% ../nbs/01b_triton.ipynb #204cba79
+# %% ../nbs/01b_triton.ipynb #0bfb4ca0
 @triton.jit
 def _below(z, top):
     "z-top, and exp of the unrounded difference as 2**n * x"
@@ -225,7 +225,7 @@ def _of_target(z_t, M, S, top):
     l = tl.where(top, 0., z_t-M) - log_norm
     return l, tl.where(top, tl.log(tl.where(S>0, S, 1e-300)) - log_norm, tl.log(1-tl.exp(tl.where(top, -1., l))))
 
-# %% ../nbs/01b_triton.ipynb #cee1f9d7
+# %% ../nbs/01b_triton.ipynb #a80da71b
 @triton.jit
 def _row_losses(input, target, stats, losses, table, gamma_pos, gamma_neg, weight, target_share, share, ignore, N, C, D,
     in_n, in_c, in_d, t_n, t_d, NEG: tl.constexpr, EACH: tl.constexpr, SMOOTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
@@ -267,7 +267,7 @@ def _row_losses(input, target, stats, losses, table, gamma_pos, gamma_neg, weigh
     tl.store(losses+N + r, tl.where(known, w, 0.).to(tl.float64), inside)
     tl.store(losses+N+N + r, bad.to(tl.float64), inside)
 
-# %% ../nbs/01b_triton.ipynb #5b5f45e5
+# %% ../nbs/01b_triton.ipynb #44771f54
 @triton.jit
 def _row_gradients(input, target, stats, grad, out, table, gamma_pos, gamma_neg, weight, target_share, share, ignore, N, C, D,
     in_n, in_c, in_d, t_n, t_d, out_n, out_c, out_d, g_n, g_d, NEG: tl.constexpr, EACH: tl.constexpr, SMOOTH: tl.constexpr,
@@ -301,7 +301,7 @@ def _row_gradients(input, target, stats, grad, out, table, gamma_pos, gamma_neg,
         G = tl.where(known[:, None], G*scale, 0.).to(out.dtype.element_ty)
         tl.store((out + n*out_n + d*out_d)[:, None] + c*out_c, G, inside[:, None] & (c<C))
 
-# %% ../nbs/01b_triton.ipynb #249a8d78
+# %% ../nbs/01b_triton.ipynb #b347f720
 def _row_args(input, target, settings, ignore_index):
     "Views (N, C, D) and (N, D), arguments and constants that both kernels take"
     N, C = input.shape[:2]
@@ -312,7 +312,7 @@ def _row_args(input, target, settings, ignore_index):
         *z.stride(), *t.stride())
     return z, t, args, (_whole(gamma_neg), table is not None, eps>0, 2048//cols, cols)
 
-# %% ../nbs/01b_triton.ipynb #42820216
+# %% ../nbs/01b_triton.ipynb #889bbe21
 class _SingleLabel(Function):
     @staticmethod
     def forward(ctx, input, target, ignore_index, reduction, *s):

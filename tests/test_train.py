@@ -30,6 +30,7 @@ def test_leaves_a_run_folder_and_never_overwrites_it(tmp_path):
         loss='asl', gamma_neg=4, gamma_pos=1, clip=.05, epochs=2, seed=0)
     records = [json.loads(line) for line in (folder/'metrics.jsonl').read_text().splitlines()]
     assert [r['epoch'] for r in records] == [1, 2] and records[1]['mAP'] == result['mAP']
+    assert 0 < result['ECE_posterior'] < result['ECE'] and 'calibration error' in first.stdout and 'OF1_posterior' in result
     assert list(result['AP']) == json.loads((folder/'classes.json').read_text()) and len(result['AP']) == 80
 
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
@@ -43,6 +44,13 @@ def test_every_loss_trains(tmp_path, loss):
     result = run('--loss', loss, '--epochs', 1, '--classes', 10, '--seed', 1, '--batch-size', 256, '--out', tmp_path/'a'/'b')
     assert result.returncode == 0, result.stderr
     assert (tmp_path/'a'/'b'/f'{loss}-0'/'result.json').exists()
+
+def test_it_starts_from_the_prior_unless_told_not_to(tmp_path):
+    for options in ([], ['--no-prior']):
+        result = run('--loss', 'bce', '--epochs', 1, '--out', tmp_path, *options)
+        assert result.returncode == 0, result.stderr
+    prior, zero = (json.loads((tmp_path/f'bce-{i}'/'metrics.jsonl').read_text()) for i in (0, 1))
+    assert prior['train_loss'] < .6*zero['train_loss']       # telling "no" to 78 of 80 classes need not be learned
 
 bad = ['--loss foo', '--gamma_neg -1', '--gamma_pos nan', '--clip 1.5', '--clip 1', '--clip -.1', '--epochs 0', '--epochs x', '--epochs',
     '--epoch 3', '--lr nan', '--lr 0', '--lr inf', '--batch_size 1', '--seed -1', '--ema 1', '--weight_decay -1', '--classes 5',

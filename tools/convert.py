@@ -73,7 +73,7 @@ class ShowDocs(exec_show_docs):
     def begin(self):
         super().begin()
         for cell in self.nb.cells:
-            if module := cell.directives_.get('default_exp'): self.k.run_cell(f'from asl.{module[0]} import *')
+            if module := cell.directives_.get('default_exp'): self.k.run_cell(f'from asl import *; from asl.{module[0]} import *')
 
     def __call__(self, cell):
         if cell.cell_type=='code' and 'show_doc(' in cell.source: super().__call__(cell)
