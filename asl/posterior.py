@@ -161,7 +161,7 @@ def class_prior(
     if (n==0).any(): raise ValueError(f'target: got no known entry in class {(n==0).nonzero()[0].item()}, needs one in each')
     return ((y+add)/(n+2*add)).float()
 
-# %% ../nbs/02_posterior.ipynb #c029e0e4
+# %% ../nbs/02_posterior.ipynb #27295e0a
 def init_prior_(
     head:nn.Module, # The last layer: anything with a bias of one number a class, such as a Linear or a convolution
     prior:float|Tensor, # Share of positives, above 0 and below 1; a number, or (C,) as from `class_prior`
@@ -170,6 +170,7 @@ def init_prior_(
     "Start a model where training would take its biases first: each score means its class's prior"
     bias = getattr(head, 'bias', None)
     if not isinstance(bias, Tensor): raise ValueError(f'head: got {head}, needs a layer with a bias')
+    if not isinstance(loss, AsymmetricLossMultiLabel): raise TypeError(f'loss: got {type(loss).__name__}, needs an AsymmetricLossMultiLabel')
     value = torch.as_tensor(loss.prior_logit(prior))
     if value.shape not in ((), bias.shape):
         raise ValueError(f'prior: got shape {tuple(value.shape)}, needs a number or {tuple(bias.shape)}')
