@@ -6,7 +6,7 @@
 __all__ = ['published', 'peers', 'easy_mean', 'inputs', 'CopyFloor', 'sample', 'race', 'kept', 'peak', 'entrants', 'measure',
            'machine', 'versions', 'bench', 'main']
 
-# %% ../nbs/06_bench.ipynb #5a40abc6
+# %% ../nbs/06_bench.ipynb #cec49607
 import json, math, os, platform, re, shutil, sys, time
 from datetime import date
 from functools import lru_cache
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from . import __version__
 from .loss import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel
 from .report import _plot, _save, cases, draw, hardware, table, title
-from .train import Refused, _device, _fixed, _need, _parser, _versions
+from .train import Refused, _command, _device, _fixed, _need, _versions
 
 # %% ../nbs/06_bench.ipynb #7acb3dfe
 def published(z, y, gamma_neg=4., gamma_pos=1., clip=.05, eps=1e-8):
@@ -301,15 +301,7 @@ def bench(
     "Measure the asymmetric loss beside timm's, the published formula, BCE and focal loss, or cross-entropy"
     return _bench(dict(locals()))
 
-# %% ../nbs/06_bench.ipynb #3aedf062
+# %% ../nbs/06_bench.ipynb #581b647e
 def main(argv=None):
     "The command `asl_bench`"
-    parser = _parser(bench, 'asl_bench')
-    def stop(message, code): parser.exit(code, f"asl_bench: {' '.join(str(message).split())}\n")
-    parser.error = lambda message: stop(f'{message} (asl_bench -h lists the options)', 2)
-    argv = sys.argv[1:] if argv is None else argv
-    argv = [re.sub('^--[a-z-]+', lambda m: '--' + m[0][2:].replace('-', '_'), a) for a in argv]
-    try: bench(**vars(parser.parse_args(argv)))
-    except Refused as e: stop(e, 2)
-    except OSError as e: stop(e, 1)
-    except KeyboardInterrupt: stop('stopped; cases that were finished are in --out', 130)
+    _command(bench, 'asl_bench', argv, 'stopped; cases that were finished are in --out')

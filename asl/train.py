@@ -293,7 +293,7 @@ def train(
     "Train a classifier on digit collages with several labels an image, and keep the run in a folder"
     return _train(dict(locals()))
 
-# %% ../nbs/05_train.ipynb #ceafb44a
+# %% ../nbs/05_train.ipynb #6ecdc2c2
 def _parser(func, prog):
     "A command line from a function whose parameters are documented"
     p = argparse.ArgumentParser(prog, description=func.__doc__, allow_abbrev=False,
@@ -304,19 +304,21 @@ def _parser(func, prog):
         p.add_argument(f'--{name}', default=o.default, help=(o.docment + shown).replace('%', '%%'), **kind)
     return p
 
-def _quit(message, code):
-    "One line on stderr, and the exit code"
-    print('asl_train:', ' '.join(str(message).split()), file=sys.stderr)
-    sys.exit(code)
-
-# %% ../nbs/05_train.ipynb #f8a919b3
-def main(argv=None):
-    "The command `asl_train`"
-    parser = _parser(train, 'asl_train')
-    parser.error = lambda message: _quit(f'{message} (asl_train -h lists the options)', 2)
+# %% ../nbs/05_train.ipynb #6de146a0
+def _command(func, prog, argv, stopped):
+    "Run a function as a command: what goes wrong is one line on stderr, and the exit code"
+    def stop(message, code):
+        print(f'{prog}:', ' '.join(str(message).split()), file=sys.stderr)
+        sys.exit(code)
+    parser = _parser(func, prog)
+    parser.error = lambda message: stop(f'{message} ({prog} -h lists the options)', 2)
     argv = sys.argv[1:] if argv is None else argv
     argv = [re.sub('^--[a-z-]+', lambda m: '--' + m[0][2:].replace('-', '_'), a) for a in argv]
-    try: train(**vars(parser.parse_args(argv)))
-    except Refused as e: _quit(e, 2)
-    except (FloatingPointError, OSError) as e: _quit(e, 1)
-    except KeyboardInterrupt: _quit('stopped; what was written is kept', 130)
+    try: func(**vars(parser.parse_args(argv)))
+    except Refused as e: stop(e, 2)
+    except (FloatingPointError, OSError) as e: stop(e, 1)
+    except KeyboardInterrupt: stop(stopped, 130)
+
+def main(argv=None):
+    "The command `asl_train`"
+    _command(train, 'asl_train', argv, 'stopped; what was written is kept')
