@@ -11,14 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# %% ../nbs/04_data.ipynb #e7515f19
+# %% ../nbs/04_data.ipynb #6df2d125
 def _glyphs(split):
     "The glyphs of a split, (n, 8, 8) in [0, 1], and the digits they show, (n,)"
     from sklearn.datasets import load_digits
-    if split not in ('train', 'test'): raise ValueError(f"split must be 'train' or 'test', got {split!r}")
-    part = slice(1200) if split == 'train' else slice(1200, None)
-    glyphs, digits = load_digits(return_X_y=True)
-    return torch.tensor(glyphs[part]).float().view(-1, 8, 8)/16, torch.tensor(digits[part]).long()
+    parts = dict(train=slice(1200), test=slice(1200, None), fit=slice(900), valid=slice(900, 1200))
+    if split not in parts: raise ValueError(f"split must be 'train', 'test', 'fit' or 'valid', got {split!r}")
+    glyphs, digits = (o[parts[split]] for o in load_digits(return_X_y=True))
+    return torch.tensor(glyphs).float().view(-1, 8, 8)/16, torch.tensor(digits).long()
 
 # %% ../nbs/04_data.ipynb #f6fd0d7f
 hues = 'red orange lime green cyan blue violet pink'.split()   # The middles of eight equal parts of the colour circle
@@ -47,20 +47,25 @@ def _draw(glyphs, digits, n, g):
     images = cells.view(n, 2, 2, 3, 8, 8).permute(0, 3, 1, 4, 2, 5).reshape(n, 3, 16, 16)
     return images, digits[pick], hue, shown
 
-# %% ../nbs/04_data.ipynb #af221dd4
+# %% ../nbs/04_data.ipynb #68d4d887
+def _groups(k):
+    "Names of the k groups into which the eight hues fall; one group has none"
+    return [''] if k == 1 else ['/'.join(hues[i:i+8//k]) for i in range(0, 8, 8//k)]
+
+# %% ../nbs/04_data.ipynb #4605832c
 def digit_collages(
-    split:str='train', # 'train' or 'test'; they share no glyph
-    n:int=None,        # Number of images; 3000 for training and 2000 for the test if not given
+    split:str='train', # 'train' or 'test'; they share no glyph. 'fit' and 'valid' divide the glyphs of 'train'
+    n:int=None,        # Number of images; 3000 for 'train' and 'fit', 2000 for 'test' and 'valid' if not given
     seed:int=0,        # Same seed, same images, >= 0
-    n_classes:int=80,  # 80: a digit in a hue, 2.5% positive; 10: the digit alone, 20% positive
+    n_classes:int=80,  # 80: a digit in a hue, 2.5% positive; 40 or 20: in one of 4 or 2 groups of hues; 10: the digit alone, 20%
 )->Collages:           # Images, targets, class names
     "Collages of one to three handwritten digits in random hues"
-    if n_classes not in (10, 80): raise ValueError(f'n_classes must be 10 or 80, got {n_classes!r}')
+    if n_classes not in (10, 20, 40, 80): raise ValueError(f'n_classes must be 10, 20, 40 or 80, got {n_classes!r}')
     glyphs, digits = _glyphs(split)
-    if n is None: n = 3000 if split == 'train' else 2000
-    g = torch.Generator().manual_seed(2*seed + (split == 'test'))
-    images, digit, hue, shown = _draw(glyphs, digits, n, g)
-    label = digit if n_classes == 10 else 8*digit + hue.long()
-    classes = [str(d) for d in range(10)] if n_classes == 10 else [f'{h} {d}' for d in range(10) for h in hues]
+    held = split in ('test', 'valid')
+    if n is None: n = 2000 if held else 3000
+    images, digit, hue, shown = _draw(glyphs, digits, n, torch.Generator().manual_seed(2*seed + held))
+    names = _groups(n_classes//10)
+    label = len(names)*digit + hue.long()*len(names)//8
     targets = torch.zeros(n, n_classes).scatter_reduce(1, label, shown.float(), 'amax')
-    return Collages(images, targets, classes)
+    return Collages(images, targets, [f'{h} {d}'.strip() for d in range(10) for h in names])
