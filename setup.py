@@ -6,8 +6,8 @@ from setuptools import find_packages, setup
 ini = ConfigParser(delimiters=['='])
 ini.read('settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
-extras = {name: cfg[f'{name}_requirements'].split() for name in ('train', 'docs', 'dev')}
-extras['dev'] += extras['train'] + extras['docs']   # the tests run every notebook and build the site
+extras = {name: cfg[f'{name}_requirements'].split() for name in ('train', 'onnx', 'docs', 'dev')}
+extras['dev'] += extras['train'] + extras['onnx'] + extras['docs']   # the tests run every notebook and build the site
 
 setup(name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'].split(),
     author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'], license='Apache-2.0',

@@ -6,10 +6,10 @@
 __all__ = ['published', 'peers', 'easy_mean', 'inputs', 'CopyFloor', 'sample', 'race', 'kept', 'peak', 'entrants', 'measure',
            'machine', 'versions', 'bench', 'main']
 
-# %% ../nbs/06_bench.ipynb #cec49607
+# %% ../nbs/06_bench.ipynb #10e57d50
 import json, math, os, platform, re, shutil, sys, time
 from datetime import date
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import accumulate, product
@@ -20,9 +20,9 @@ import torch
 from torch.nn import functional as F
 
 from . import __version__
+from .command import Refused, check, command, find_device, fixed, need, versions
 from .loss import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel
 from .report import _plot, _save, cases, draw, hardware, table, title
-from .train import Refused, _command, _device, _fixed, _need, _versions
 
 # %% ../nbs/06_bench.ipynb #7acb3dfe
 def published(z, y, gamma_neg=4., gamma_pos=1., clip=.05, eps=1e-8):
@@ -179,7 +179,7 @@ def measure(fs, z, y, repeats, tick=lambda: None):
         rows[key] |= dict(zip(('kept', 'kept_beyond_inputs'), kept(f, z, y)), peak=peak(f, z, y))
     return [dict(peer=floor[0], mode=floor[1], both=_quartiles([t[2] for t in times[floor]])), *rows.values()]
 
-# %% ../nbs/06_bench.ipynb #fbd58a3d
+# %% ../nbs/06_bench.ipynb #c5c7f70d
 def machine(device):
     "The hardware"
     info = Path('/proc/cpuinfo')
@@ -189,7 +189,7 @@ def machine(device):
 
 def versions():
     "Of Python and of the packages in the race, and the number of threads"
-    return _versions() | dict(asl=__version__) | {p: version(p) for p in ('timm', 'torchvision', 'triton') if find_spec(p)}
+    return versions() | dict(asl=__version__) | {p: version(p) for p in ('timm', 'torchvision', 'triton') if find_spec(p)}
 
 # %% ../nbs/06_bench.ipynb #24c05c4f
 _full = dict(sizes='64x80,512x9605,128x50000', dtypes='float32,bfloat16', easy='0,.5,.9,.99', repeats=9)
@@ -204,7 +204,7 @@ def _each(o, name, parse, needs):
     try: return [parse(s.strip()) for s in o[name].split(',')]
     except (ValueError, KeyError, AttributeError): raise Refused(f'--{name}: needs {needs}, got {o[name]}') from None
 
-# %% ../nbs/06_bench.ipynb #36fdf59e
+# %% ../nbs/06_bench.ipynb #ac406e30
 def _writable(o, name):
     "Refuse an output that exists or cannot be made"
     if o[name] is None: return
@@ -216,19 +216,18 @@ def _writable(o, name):
 
 def _check(o):
     "Refuse what cannot work; returns tasks, sizes, types, shares and device"
-    def need(name, ok, what):
-        if not ok: raise Refused(f'--{name}: needs {what}, got {o[name]}')
-    need('task', o['task'] in _tasks, 'multi, single or both')
     sizes = _each(o, 'sizes', _size, 'rows x classes, such as 64x80,512x9605')
     dtypes = _each(o, 'dtypes', lambda s: s if _dtypes[s] else s, 'float32, bfloat16 or float16')
     easy = _each(o, 'easy', float, 'shares from 0 to 1')
-    need('easy', all(0 <= e <= 1 for e in easy), 'shares from 0 to 1')
-    for name in ('repeats', 'threads'): need(name, o[name] is None or o[name]>=1, '1 or more')
-    need('seed', 0 <= o['seed'] < 2**62, 'a number from 0 to below 2**62')
-    need('device', o['device'].split(':')[0] in ('cpu', 'cuda'), 'cpu or cuda')
-    need('plot', not o['plot'] or Path(o['plot']).suffix in ('.png', '.svg', '.pdf'), 'a name in .png, .svg or .pdf')
-    _need('tqdm', *['matplotlib']*bool(o['plot']))
-    device = _device(o['device'])
+    needs = partial(check, o)
+    needs('task', lambda v: v in _tasks, 'multi, single or both')
+    needs('easy', lambda _: all(0 <= e <= 1 for e in easy), 'shares from 0 to 1')
+    for name in ('repeats', 'threads'): needs(name, lambda v: v >= 1, '1 or more')
+    needs('seed', lambda v: 0 <= v < 2**62, 'a number from 0 to below 2**62')
+    needs('device', lambda v: v.split(':')[0] in ('cpu', 'cuda'), 'cpu or cuda')
+    needs('plot', lambda v: Path(v).suffix in ('.png', '.svg', '.pdf'), 'a name in .png, .svg or .pdf')
+    need('tqdm', *['matplotlib']*bool(o['plot']))
+    device = find_device(o['device'])
     for name in ('out', 'plot'): _writable(o, name)
     return _tasks[o['task']], sizes, dtypes, easy, device
 
@@ -260,7 +259,7 @@ def _run(o, record, groups, easy, device):
                 bar.write(table(rows), file=sys.stdout)
                 if o['out']: _save(o['out'], record)
 
-# %% ../nbs/06_bench.ipynb #2f235824
+# %% ../nbs/06_bench.ipynb #b0dcd18b
 def _bench(o):
     "Measure with the options `o`; returns the record"
     given = ' '.join(f'--{k}' if v is True else f'--{k} {v}' for k, v in o.items() if v not in (None, False))
@@ -269,7 +268,7 @@ def _bench(o):
     o['no_compile'] |= o['quick']
     skipped = [dict(size=s, reason=r) for s in sizes if (r := _lacks(s, device))]
     groups = list(product(tasks, [s for s in sizes if s not in [k['size'] for k in skipped]], dtypes))
-    with _fixed(o['seed'], o['threads'] or torch.get_num_threads()):
+    with fixed(o['seed'], o['threads'] or torch.get_num_threads()):
         record = dict(command=f'asl_bench {given}', date=str(date.today()), machine=machine(device), versions=versions(),
                       options=o, units='ms: min, 25%, 50%, 75%; bytes', seconds=None, skipped=skipped, rows=[])
         print(hardware(record))
@@ -282,8 +281,9 @@ def _bench(o):
     print(f"\n{record['seconds']} s")
     return record
 
-# %% ../nbs/06_bench.ipynb #f44290ae
+# %% ../nbs/06_bench.ipynb #fd6ec5e1
 def bench(
+    *,
     task:str='both',        # Task: multi (label), single or both
     sizes:str=None,         # Rows x classes, a list (64x80,512x9605,128x50000)
     dtypes:str=None,        # Types of the logits, a list of float32, bfloat16, float16 (the first two)
@@ -301,7 +301,7 @@ def bench(
     "Measure the asymmetric loss beside timm's, the published formula, BCE and focal loss, or cross-entropy"
     return _bench(dict(locals()))
 
-# %% ../nbs/06_bench.ipynb #581b647e
+# %% ../nbs/06_bench.ipynb #9c083f9f
 def main(argv=None):
     "The command `asl_bench`"
-    _command(bench, 'asl_bench', argv, 'stopped; cases that were finished are in --out')
+    command(bench, 'asl_bench', argv, 'stopped; cases that were finished are in --out')

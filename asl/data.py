@@ -28,12 +28,21 @@ def _rgb(turn):
     k = (torch.tensor([5., 3., 1.]) + 6*turn[..., None]) % 6
     return 1 - torch.minimum(k, 4-k).clamp(0, 1)
 
-# %% ../nbs/04_data.ipynb #566aa117
+# %% ../nbs/04_data.ipynb #dd9c36f9
 class Collages(NamedTuple):
     "Images with several labels each"
     images: Tensor   # (n, 3, 16, 16), float32 in [0, 1]
     targets: Tensor  # (n, n_classes), float32, 0 or 1
     classes: list    # Class names, such as 'red 3'
+
+    def batches(self, order, epoch=0):
+        "Images and targets of each tensor of indices"
+        return ((self.images[b], self.targets[b]) for b in order)
+
+    def picture(self, i):
+        "Image i as a picture of PIL"
+        from PIL import Image
+        return Image.fromarray((255*self.images[i]).round().byte().permute(1, 2, 0).cpu().numpy())
 
 # %% ../nbs/04_data.ipynb #c34e3ffd
 def _draw(glyphs, digits, n, g):

@@ -104,24 +104,23 @@ def load_tensors(path):
     _same_format(about, path)
     return tensors, about
 
-# %% ../nbs/05c_run.ipynb #06789715
+# %% ../nbs/05c_run.ipynb #aa82d857
 def _flat(opt):
     "The state of an optimiser as tensors by name, and the rest as what JSON can hold"
     state = opt.state_dict()
-    tensors, rest = {}, {}
-    for i, values in state['state'].items():
-        for name, v in values.items():
-            if isinstance(v, torch.Tensor): tensors[f'{i}.{name}'] = v
-            elif v is not None: rest[f'{i}.{name}'] = v
-    return tensors, dict(groups=state['param_groups'], rest=rest)
+    named = {f'{i}.{k}': v for i, values in state['state'].items() for k, v in values.items()}
+    named |= {f'group{i}.{k}': v for i, group in enumerate(state['param_groups']) for k, v in group.items()}
+    tensors = {k: v for k, v in named.items() if isinstance(v, torch.Tensor)}
+    return tensors, {k: v for k, v in named.items() if k not in tensors}
 
-def _unflat(opt, tensors, about):
+def _unflat(opt, named):
     "Give an optimiser the state that `_flat` took"
-    state = {}
-    for key, v in [*tensors.items(), *about['rest'].items()]:
+    state, groups = {}, [{} for _ in opt.param_groups]
+    for key, v in named.items():
         i, _, name = key.partition('.')
-        state.setdefault(int(i), {})[name] = v
-    opt.load_state_dict(dict(state=state, param_groups=about['groups']))
+        if i.startswith('group'): groups[int(i[5:])][name] = v
+        else: state.setdefault(int(i), {})[name] = v
+    opt.load_state_dict(dict(state=state, param_groups=groups))
 
 def save_checkpoint(path, parts, opt, about):
     "State dicts by name, the optimiser and JSON in one file"
@@ -136,8 +135,8 @@ def load_checkpoint(path, parts, opt):
     of = lambda part: {k.partition('.')[2]: v for k, v in tensors.items() if k.partition('.')[0] == part}
     try:
         for part, module in parts.items(): module.load_state_dict(of(part))
-        _unflat(opt, of('opt'), about['opt'])
-    except (RuntimeError, KeyError, ValueError) as e: raise Refused(f'{path}: does not fit this run ({e})') from None
+        _unflat(opt, of('opt') | about['opt'])
+    except (RuntimeError, KeyError, ValueError, IndexError) as e: raise Refused(f'{path}: does not fit this run ({e})') from None
     return about
 
 # %% ../nbs/05c_run.ipynb #095bd837

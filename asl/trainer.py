@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Trainer', 'SharedNorm', 'fit', 'Adapting']
 
-# %% ../nbs/05e_trainer.ipynb #5eb08b49
+# %% ../nbs/05e_trainer.ipynb #98319e4c
 import math
 from contextlib import nullcontext
 
@@ -18,9 +18,9 @@ from torch.overrides import TorchFunctionMode
 from .adaptive import AdaptiveGamma
 from .command import Refused
 from .run import load_checkpoint, save_checkpoint
-from .score import score
+from .score import score, score_single
 
-# %% ../nbs/05e_trainer.ipynb #59536267
+# %% ../nbs/05e_trainer.ipynb #123024a4
 class Trainer:
     "A model in training: weights, their moving average, optimiser and schedule"
     def __init__(self,
@@ -39,11 +39,13 @@ class Trainer:
         from timm.optim import create_optimizer_v2
         from timm.utils import ModelEmaV3
         self.net, self.loss_fn, self.accumulate, self.accelerator = model, loss_fn, accumulate, accelerator
-        self.done, self.epoch, self.total = 0, 0, torch.zeros(())    # steps, whole epochs, loss so far in this epoch
+        self.steps, self.done, self.epoch = steps, 0, 0    # and whole epochs
+        self.seen, self.total = 0, torch.zeros(())         # images and their loss in this epoch
         self.opt = create_optimizer_v2(model, opt, lr, weight_decay, filter_bias_and_bn=False)
         self.sched = _schedule(self.opt, sched, lr, steps)
         self.ema = ModelEmaV3(model, decay=ema, use_warmup=True)
-        self.world, self.rank, self.device = 1, 0, next(model.parameters()).device
+        first = next(model.parameters())
+        self.world, self.rank, self.device, self.dtype = 1, 0, first.device, first.dtype
         self.model, self.stepper, self.shared = model, self.opt, nullcontext()
         if accelerator is not None: _spread(self, accelerator)
 
@@ -63,7 +65,7 @@ def _schedule(opt, name, lr, steps):
         decay_milestones=(steps//2, 3*steps//4), updates_per_epoch=1, step_on_epochs=False)[0]
     except Exception as e: raise Refused(f'--sched {name}: {e}') from None
 
-# %% ../nbs/05e_trainer.ipynb #b14f5572
+# %% ../nbs/05e_trainer.ipynb #5b5f2dc5
 @patch
 def step(self:Trainer,
     x, # Images, (b, 3, size, size)
@@ -71,7 +73,7 @@ def step(self:Trainer,
     share:float=1., # Images of this process in units of an equal share of the batch
 )->torch.Tensor: # The loss, detached
     "Learn from one batch"
-    x, y, loss = x.to(self.device), y.to(self.device), 0.
+    x, y, loss = x.to(self.device, self.dtype), y.to(self.device), 0.
     self.opt.zero_grad()
     parts = [p for p in zip(x.tensor_split(self.accumulate), y.tensor_split(self.accumulate)) if len(p[1])]
     for i, (a, b) in enumerate(parts):
@@ -90,7 +92,7 @@ def _waits(self:Trainer, more):
     "Processes exchange gradients once a step, not once a part"
     return self.accelerator.no_sync(self.model) if more and self.world > 1 else nullcontext()
 
-# %% ../nbs/05e_trainer.ipynb #36930c9e
+# %% ../nbs/05e_trainer.ipynb #8647a065
 class SharedNorm(TorchFunctionMode):
     "Inside of it, batch norm in training sees the images of all processes"
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -100,7 +102,7 @@ def _batch_norm(input, running_mean, running_var, weight=None, bias=None, traini
     "`F.batch_norm`, with mean and variance over all processes"
     if not training: return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
     from torch.distributed.nn.functional import all_reduce
-    x, dims = input.float(), [d for d in range(input.ndim) if d != 1]
+    x, dims = input.to(torch.promote_types(input.dtype, torch.float32)), [d for d in range(input.ndim) if d != 1]
     shape = [1, -1] + [1]*(x.ndim-2)
     n = all_reduce(x.new_tensor(x.numel()/x.shape[1]))
     mean = all_reduce(x.sum(dims))/n
@@ -120,35 +122,30 @@ def _spread(trainer, accelerator):
     trainer.stepper = accelerator.prepare_optimizer(trainer.opt)
     if trainer.world > 1: trainer.shared = SharedNorm()
 
-# %% ../nbs/05e_trainer.ipynb #8b4968fe
+# %% ../nbs/05e_trainer.ipynb #78c31fde
 def _order(n, size, g, world):
     "Shuffled indices in batches; a last batch too small for batch norm, or with nothing for a process, is dropped"
     return [b for b in torch.randperm(n, generator=g).split(size) if len(b) >= max(2, world)]
 
-def _load(data, order, epoch=0):
-    "Batches of images and targets; data in memory is indexed, other data loads itself"
-    if hasattr(data, 'batches'): return data.batches(order, epoch)
-    return ((data.images[b], data.targets[b]) for b in order)
-
 @patch
 @torch.no_grad()
 def logits(self:Trainer,
-    data, # Images and targets
+    data, # What has `targets` and `batches(order)`
     size:int=64, # Images at once
 )->torch.Tensor: # (n, C), float32, on the CPU
     "What the averaged model says of all images; each is computed by one process"
     mine = torch.arange(len(data.targets))[self.rank::self.world]
     model = self.ema.module.eval()
-    out = [model(x.to(self.device)).float().cpu() for x, _ in _load(data, mine.split(size))] if len(mine) else []
+    out = [model(x.to(self.device, self.dtype)).float().cpu() for x, _ in data.batches(mine.split(size))] if len(mine) else []
     if self.world == 1: return torch.cat(out)
     from accelerate.utils import gather_object
     found = {i: row for part in gather_object([(mine, out)]) for i, row in zip(part[0].tolist(), (r for o in part[1] for r in o))}
     return torch.stack([found[i] for i in range(len(data.targets))])
 
-# %% ../nbs/05e_trainer.ipynb #6972f8a3
+# %% ../nbs/05e_trainer.ipynb #ba2f95b9
 def fit(
     trainer:Trainer,
-    train, # Images and targets, in memory or with a method `batches(order, epoch)`
+    train, # What has `targets` and `batches(order, epoch)`, such as `Collages`
     test,  # The like
     epochs:int,
     batch_size:int, # Images a step, of all processes together
@@ -163,25 +160,26 @@ def fit(
         if epoch <= trainer.epoch: continue
         left = order[trainer.done-(epoch-1)*len(order):]
         trainer.model.train()
-        for b, (x, y) in zip(left, _load(train, [b[trainer.rank::trainer.world] for b in left], epoch)):
-            trainer.total = trainer.total + len(b)*trainer.step(x, y, len(y)*trainer.world/len(b))
+        for b, (x, y) in zip(left, train.batches([b[trainer.rank::trainer.world] for b in left], epoch)):
+            loss = trainer.step(x, y, len(y)*trainer.world/len(b))
+            if trainer.world > 1: loss = trainer.accelerator.reduce(loss, 'mean')
+            trainer.seen, trainer.total = trainer.seen+len(b), trainer.total + len(b)*loss
             tick()
-        record, ap = _judge(trainer, test, sum(map(len, order)), posterior, batch_size)
-        trainer.epoch, trainer.total = epoch, torch.zeros(())
+        record, ap = _judge(trainer, test, posterior, batch_size)
+        trainer.epoch, trainer.seen, trainer.total = epoch, 0, torch.zeros(())
         yield dict(epoch=epoch) | record, ap
 
-def _judge(trainer, test, seen, posterior, size):
+def _judge(trainer, test, posterior, size):
     "The record of an epoch, and each class's AP"
-    total = trainer.total if trainer.world == 1 else trainer.accelerator.reduce(trainer.total, 'mean')
     logits, targets = trainer.logits(test, size), test.targets.cpu()
     test_loss = trainer.loss_fn(logits.to(trainer.device), targets.to(trainer.device)).item()
-    record = dict(train_loss=(total/seen).item(), test_loss=test_loss)
+    record = dict(train_loss=(trainer.total/trainer.seen).item(), test_loss=test_loss)
     if not math.isfinite(sum(record.values())):
         raise FloatingPointError(f"the loss is {record['train_loss']} in epoch {trainer.epoch+1}: try a lower --lr")
-    scores, ap = score(logits, targets, posterior)
+    scores, ap = (score if targets.ndim > 1 else score_single)(logits, targets, posterior)
     return record | scores, ap
 
-# %% ../nbs/05e_trainer.ipynb #6bd6fe9e
+# %% ../nbs/05e_trainer.ipynb #1de6accc
 def _parts(trainer):
     "What has weights"
     parts = dict(model=trainer.net, ema=trainer.ema.module)
@@ -190,8 +188,10 @@ def _parts(trainer):
 @patch
 def save(self:Trainer, path, **about):
     "Write all that a resumed run needs, in one step"
-    where = dict(done=self.done, epoch=self.epoch, total=float(self.total))
-    save_checkpoint(path, {k: m.state_dict() for k, m in _parts(self).items()}, self.opt, about | where | dict(sched=_kept(self.sched)))
+    where = dict(done=self.done, epoch=self.epoch, seen=self.seen, total=float(self.total))
+    scaler = getattr(self.accelerator, 'scaler', None)           # of float16
+    about |= where | dict(sched=_kept(self.sched), scaler=scaler and scaler.state_dict())
+    save_checkpoint(path, {k: m.state_dict() for k, m in _parts(self).items()}, self.opt, about)
 
 def _kept(sched): return sched.state_dict() if isinstance(sched, _OneCycle) else None   # timm's follow from the step
 
@@ -199,11 +199,13 @@ def _kept(sched): return sched.state_dict() if isinstance(sched, _OneCycle) else
 def load(self:Trainer, path)->dict: # What was given to `save` as well
     "Go on where `save` was called"
     about = load_checkpoint(path, _parts(self), self.opt)
-    self.done, self.epoch, self.total = about['done'], about['epoch'], torch.tensor(about['total'], device=self.device)
+    self.done, self.epoch, self.seen = (about[k] for k in ('done', 'epoch', 'seen'))
+    self.total = torch.tensor(about['total'], device=self.device)
     if about['sched']: self.sched.load_state_dict(about['sched'])
+    if about['scaler']: self.accelerator.scaler.load_state_dict(about['scaler'])
     return about
 
-# %% ../nbs/05e_trainer.ipynb #3f092b65
+# %% ../nbs/05e_trainer.ipynb #3e2c256c
 class Adapting(nn.Module):
     "A loss whose gamma_neg follows the probability gap of the batches that it trains on"
     def __init__(self, loss, **kwargs):
@@ -213,6 +215,10 @@ class Adapting(nn.Module):
     def forward(self, input, target):
         if input.requires_grad: self.control.update(input, target)
         return self.control.loss(input, target)
+
+    def record(self):
+        "Where it stands"
+        return dict(gamma_neg=self.control.loss.gamma_neg.item(), gap=self.control.gap.item())
 
     def posterior(self, input):
         "By the gamma_neg of this moment"

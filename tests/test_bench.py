@@ -106,9 +106,9 @@ def test_an_existing_file_is_kept_unless_forced(tmp_path, capsys):
     assert json.loads((tmp_path/'a.json').read_text())['rows']
 
 def test_a_missing_package_is_one_line(monkeypatch, capsys):
-    import asl.train as t
-    find = t.find_spec
-    monkeypatch.setattr(t, 'find_spec', lambda p: None if p == 'tqdm' else find(p))
+    import asl.command as c
+    find = c.find_spec
+    monkeypatch.setattr(c, 'find_spec', lambda p: None if p == 'tqdm' else find(p))
     assert "tqdm not installed: pip install 'asl[train]'" in refused('--quick', capsys)
 
 def test_without_timm_the_rest_is_measured(monkeypatch, capsys):

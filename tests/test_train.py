@@ -17,7 +17,8 @@ def refusal(result):
     assert result.stdout == '' and result.stderr.count('\n') == 1 and result.stderr.startswith('asl_train: ')
     return result.stderr
 
-files = {'settings.json', 'classes.json', 'metrics.jsonl', 'result.json', 'model.safetensors', 'loss.png', 'ap.png'}
+files = {'settings.json', 'classes.json', 'metrics.jsonl', 'result.json', 'best.safetensors', 'last.safetensors', 'checkpoint.safetensors',
+    'loss.png', 'map.png', 'ap.png', 'reliability.png', 'report.html'}
 
 def test_leaves_a_run_folder_and_never_overwrites_it(tmp_path):
     first = run('--epochs', 2, cwd=tmp_path)
@@ -36,7 +37,7 @@ def test_leaves_a_run_folder_and_never_overwrites_it(tmp_path):
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     assert run('--epochs', 2, cwd=tmp_path).returncode == 0
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
-    for name in ('metrics.jsonl', 'result.json', 'model.safetensors'):   # same seed, same numbers, to the last bit
+    for name in ('metrics.jsonl', 'result.json', 'best.safetensors', 'last.safetensors'):   # same seed, same numbers, to the last bit
         assert (tmp_path/'runs'/'asl-1'/name).read_bytes() == before[name]
 
 @pytest.mark.parametrize('loss', ['bce', 'focal', 'timm_asl'])
@@ -53,7 +54,8 @@ def test_it_starts_from_the_prior_unless_told_not_to(tmp_path):
     assert prior['train_loss'] < .6*zero['train_loss']       # telling "no" to 78 of 80 classes need not be learned
 
 bad = ['--loss foo', '--gamma_neg -1', '--gamma_pos nan', '--clip 1.5', '--clip 1', '--clip -.1', '--epochs 0', '--epochs x', '--epochs',
-    '--epoch 3', '--lr nan', '--lr 0', '--lr inf', '--batch_size 1', '--seed -1', '--ema 1', '--weight_decay -1', '--classes 5',
+    '--epoch 3', '--lr nan', '--lr 0', '--lr inf', '--batch_size 1', '--seed -1', '--ema 1', '--weight_decay -1', '--classes 5', '--eps .1', '--accumulate 0', '--precision fp8', '--opt nothing', '--sched nothing', '--valid .3', '--skip-bad',
+    '--loss focal --adaptive', '--resume nowhere', '--name a/b',
     '--device nowhere', '--model no_such_model', '--loss bce --gamma_neg 2', '--loss focal --clip .1', 'labels.csv']
 
 @pytest.mark.parametrize('options', bad)
@@ -81,7 +83,8 @@ def test_help_names_every_option():
     for name in inspect.signature(train).parameters: assert re.search(rf'^  --{name}\b.*', result.stdout, re.M), name
 
 def test_a_missing_extra_is_one_line(tmp_path):
-    code = "import asl.train as t; find = t.find_spec; t.find_spec = lambda p: None if p == 'torchmetrics' else find(p); t.main()"
+    code = ("import asl.command as c, asl.train as t; find = c.find_spec; "
+        "c.find_spec = lambda p: None if p == 'torchmetrics' else find(p); t.main()")
     result = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
     assert "torchmetrics" in refusal(result) and "pip install 'asl[train]'" in result.stderr
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,215 @@
+"`asl_train` and `asl_predict` on images of one's own, as their users run them: in processes of their own."
+import csv, json, os, random, signal, subprocess, sys, time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+colours = dict(rot=(220, 40, 40), grün=(40, 170, 40), blau=(40, 60, 220))
+quick = ['--model', 'conv3', '--size', '24', '--batch_size', '16', '--threads', '1', '--workers', '0']
+kept = 'metrics.jsonl', 'result.json', 'best.safetensors', 'last.safetensors'
+
+def run(command, *args, cwd, **kw):
+    code = f'from asl.{command} import main; main()'
+    return subprocess.run([sys.executable, '-c', code, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=500, **kw)
+
+def good(result):
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+def line(result):
+    "The one line of a refused call"
+    assert result.returncode == 2 and result.stderr.count('\n') == 1, result.stderr
+    return result.stderr
+
+def discs(folder, shown, seed):
+    "A picture with a disc of each colour shown"
+    g = random.Random(seed)
+    picture = Image.new('RGB', (40, 32), tuple(g.randrange(90, 200) for _ in range(3)))
+    for name in shown:
+        x, y = g.randrange(30), g.randrange(22)
+        ImageDraw.Draw(picture).ellipse((x, y, x+9, y+9), fill=colours[name])
+    folder.mkdir(parents=True, exist_ok=True)
+    picture.save(folder/f'{seed:03}.png')
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    "A folder with images, and CSVs of their labels in two forms"
+    tmp, g, rows = tmp_path_factory.mktemp('data'), random.Random(0), []
+    for i in range(90):
+        shown = [c for c in colours if g.random() < .4]
+        discs(tmp/'img', shown, i)
+        rows.append((f'{i:03}.png', shown))
+    with open(tmp/'labels.csv', 'w', encoding='utf-8-sig', newline='') as f:                # byte-order mark, CRLF
+        csv.writer(f).writerows([('file', 'tags'), *((name, '|'.join(s)) for name, s in rows)])
+    with open(tmp/'columns.csv', 'w', encoding='utf-8', newline='') as f:
+        cell = lambda c, s: '' if g.random() < .1 else int(c in s)
+        csv.writer(f).writerows([('file', *colours, 'part'), *((n, *(cell(c, s) for c in colours), 'valid' if i%4 == 0 else 'train') for i, (n, s) in enumerate(rows))])
+    return tmp
+
+@pytest.fixture(scope='module')
+def trained(data):
+    out = good(run('train', 'labels.csv', '--images', 'img', *quick, '--epochs', 6, '--name', 'ref', cwd=data))
+    return data/'runs'/'ref', out
+
+def test_a_csv_trains_and_its_run_predicts(data, trained):
+    folder, out = trained
+    assert '3 classes; 72 images to train on, 18 to validate' in out and 'epoch   6/6' in out
+    assert json.loads((folder/'classes.json').read_text(encoding='utf-8')) == sorted(colours)
+    split = list(csv.DictReader((folder/'split.csv').open(encoding='utf-8')))
+    assert len(split) == 90 and sum(r['valid'] == '1' for r in split) == 18
+    page = (folder/'report.html').read_text(encoding='utf-8')
+    assert 'grün' in page and page.count('data:image/') >= 4+18 and '://' not in page
+
+    table = good(run('predict', folder, 'img/000.png', 'img/001.png', cwd=data))
+    assert len(table.splitlines()) == 2 and all(c in table for c in colours)
+    told = json.loads(good(run('predict', folder, 'img', '--format', 'json', cwd=data)))
+    assert len(told) == 90 and all(0 <= p <= 1 for r in told for p in r['labels'].values())
+    rows = list(csv.DictReader(good(run('predict', folder, 'labels.csv', '--images', 'img', '--threshold', .2, '--format', 'csv', cwd=data)).splitlines()))
+    chosen = {(r['file'], r['label']) for r in rows}
+    assert chosen == {(r['file'], c) for r in told for c, p in r['labels'].items() if p >= .2}
+
+def test_the_report_says_what_predict_says(data, trained):
+    "OF1 of the predicted probabilities on the validation images is the one in result.json"
+    folder, _ = trained
+    truth = {n: set(t.split('|'))-{''} for n, t in list(csv.reader((data/'labels.csv').open(encoding='utf-8-sig')))[1:]}
+    valid = [r['file'] for r in csv.DictReader((folder/'split.csv').open(encoding='utf-8')) if r['valid'] == '1']
+    (data/'valid.csv').write_text('file\n' + '\n'.join(valid), encoding='utf-8')
+    told = json.loads(good(run('predict', folder, 'valid.csv', '--images', 'img', '--threshold', .5, '--last', '--format', 'json', cwd=data)))
+    pairs = [(set(r['labels']), truth[Path(r['file']).name]) for r in told]
+    f1 = 200*sum(len(a & b) for a, b in pairs)/sum(len(a)+len(b) for a, b in pairs)
+    assert abs(f1-json.loads((folder/'result.json').read_text(encoding='utf-8'))['OF1_posterior']) < .01
+
+def test_onnx_says_the_same(data, trained):
+    import onnxruntime
+    folder, _ = trained
+    told = json.loads(good(run('predict', folder, 'img/000.png', 'img/005.png', '--onnx', 'model.onnx', '--format', 'json', cwd=data)))
+    session = onnxruntime.InferenceSession(data/'model.onnx')
+    classes, size = json.loads(session.get_modelmeta().custom_metadata_map['classes']), session.get_inputs()[0].shape[-1]
+    pictures = [Image.open(data/'img'/n).resize((size, size), Image.Resampling.BICUBIC) for n in ('000.png', '005.png')]
+    x = np.stack([np.asarray(p, dtype=np.float32).transpose(2, 0, 1)/255 for p in pictures])
+    p, = session.run(None, dict(image=x))
+    for row, r in zip(p, told):
+        for c, v in zip(classes, row): assert abs(r['labels'][c]-v) < 1e-4
+    assert '--force' in line(run('predict', folder, '--onnx', 'model.onnx', cwd=data))
+
+def killed(data, name, *options, epochs=6, saves):
+    "Start a run that saves after every step, and kill it at the moment that it saves for the n-th time"
+    code = 'from asl.train import main; main()'
+    p = subprocess.Popen([sys.executable, '-c', code, 'labels.csv', '--images', 'img', *quick, '--epochs', str(epochs), '--checkpoint', '0',
+        '--name', name, *options], cwd=data, stdout=subprocess.DEVNULL)
+    new, seen, last = data/'runs'/name/'.checkpoint.safetensors.new', 0, None
+    while seen < saves and p.poll() is None:
+        try: stamp = new.stat().st_ino
+        except FileNotFoundError: stamp = None
+        if stamp != last and stamp is not None: seen += 1
+        last = stamp
+    p.send_signal(signal.SIGKILL)
+    p.wait()
+    assert p.returncode == -signal.SIGKILL, 'it ended before it was killed'
+    return data/'runs'/name
+
+def test_killed_at_three_random_moments_and_resumed(data, trained):
+    "The test's seed is printed if it fails; 30 steps and 6 epochs are saved"
+    reference, seed = trained[0], random.randrange(10**6)
+    for i, saves in enumerate(random.Random(seed).sample(range(1, 24), 3)):
+        folder = killed(data, f'kill{i}', saves=saves)
+        good(run('train', '--resume', folder, cwd=data))
+        for name in kept: assert (folder/name).read_bytes() == (reference/name).read_bytes(), (seed, saves, name)
+        assert not list(folder.glob('.*'))
+
+def test_killed_twice_before_and_after(data, trained):
+    "Killed when there was nothing yet but the settings, killed while resuming; with a loss that adapts and chance in the network"
+    options = ['--adaptive', '--opt', 'lamb', '--sched', 'cosine', '--accumulate', '2']
+    good(run('train', 'labels.csv', '--images', 'img', *quick, '--epochs', 3, '--name', 'adapted', *options, cwd=data))
+    folder = killed(data, 'twice', *options, epochs=3, saves=4)
+    for stale in ('.best.safetensors.new', '.metrics.jsonl.new'): (folder/stale).write_bytes(b'half')
+    good(run('train', '--resume', folder, cwd=data))
+    for name in (*kept, 'gamma.png'): assert (folder/name).read_bytes() == (data/'runs'/'adapted'/name).read_bytes(), name
+    for name in ('checkpoint', 'best', 'last'): (folder/f'{name}.safetensors').unlink()
+    good(run('train', '--resume', folder, cwd=data))
+    for name in kept: assert (folder/name).read_bytes() == (data/'runs'/'adapted'/name).read_bytes(), name
+
+def test_resume_refuses_what_is_not_the_run(data, trained):
+    folder, _ = trained
+    assert '--epochs' in line(run('train', '--resume', folder, '--epochs', 9, cwd=data))
+    before = (data/'labels.csv').read_bytes()
+    try:
+        (data/'labels.csv').write_bytes(before.replace(b'rot', b'blau', 1) if b'rot' in before else b'')
+        assert 'changed' in line(run('train', '--resume', folder, cwd=data))
+    finally: (data/'labels.csv').write_bytes(before)
+    settings = folder/'settings.json'
+    text = settings.read_text(encoding='utf-8')
+    try:
+        settings.write_text(text.replace('"format": 1', '"format": 7'), encoding='utf-8')
+        for call in (('train', '--resume', folder), ('predict', folder, 'img')): assert 'format 7' in line(run(*call, cwd=data))
+    finally: settings.write_text(text, encoding='utf-8')
+
+def test_a_run_is_not_overwritten(data, trained):
+    folder, _ = trained
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    assert '--force' in line(run('train', 'labels.csv', '--images', 'img', *quick, '--name', 'ref', cwd=data))
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+def processes(data, n, *options):
+    "The metrics of a run by n processes"
+    started = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={n}', f'--master_port={29700+random.randrange(200)}', '-m', 'asl.train']
+    result = subprocess.run([*started, *map(str, options), '--name', f'{n}-of-{len(options)}'], cwd=data, capture_output=True, text=True, timeout=500)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count('epoch   1/') == 1
+    return [json.loads(l) for l in (data/'runs'/f'{n}-of-{len(options)}'/'metrics.jsonl').read_text().splitlines()]
+
+@pytest.mark.parametrize('source', ['columns.csv', 'digits'])
+def test_two_processes_give_the_metrics_of_one(data, source):
+    "In float64, where rounding cannot grow in so few steps; 67 and 3000 images to train on: the last batches are odd"
+    own = ['columns.csv', '--images', 'img', '--valid', 'part', *quick, '--batch_size', '9', '--epochs', 3]
+    options = [*(own if source != 'digits' else ['--epochs', 1]), '--precision', 'fp64']
+    one, two = processes(data, 1, *options), processes(data, 2, *options)
+    for a, b in zip(one, two, strict=True): assert a == pytest.approx(b, rel=1e-6)
+
+def test_a_folder_per_class(data, tmp_path):
+    for i in range(30): discs(tmp_path/'pets'/list(colours)[i%3], [list(colours)[i%3]], i)
+    out = good(run('train', '--images', 'pets', *quick, '--epochs', 4, '--valid', '0.3', cwd=tmp_path))
+    assert 'accuracy' in out and '3 classes; 21 images to train on, 9 to validate' in out
+    told = json.loads(good(run('predict', 'runs/asl-0', 'pets', '--format', 'json', cwd=tmp_path)))
+    assert len(told) == 30 and all(abs(sum(r['labels'].values())-1) < 1e-4 for r in told)
+    assert 'ce, focal' in line(run('train', '--images', 'pets', '--loss', 'bce', cwd=tmp_path))
+    good(run('train', '--images', 'pets', *quick, '--epochs', 1, '--loss', 'ce', '--model', 'test_vit', '--size', 32, '--augment', 'rand-m7-mstd0.5', cwd=tmp_path))
+
+def test_a_timm_model_with_pretrained_weights_that_cannot_be_had(data):
+    out = good(run('train', 'labels.csv', '--images', 'img', '--model', 'test_resnet', '--size', 64, '--pretrained', '--epochs', 1, '--threads', 1,
+        '--workers', 1, cwd=data, env=os.environ | dict(HF_HUB_OFFLINE='1', HF_HOME=str(data/'none'))))
+    assert 'no pretrained weights for test_resnet, starting from random ones' in out
+    assert json.loads((data/'runs'/'asl-0'/'settings.json').read_text(encoding='utf-8'))['weights'] == 'random'
+
+def test_skip_bad_says_how_many(data, tmp_path):
+    text = (data/'labels.csv').read_text(encoding='utf-8-sig') + 'none.png,rot\ncut.png,blau\n'
+    (data/'cut.csv').write_text(text, encoding='utf-8')
+    (data/'img'/'cut.png').write_bytes((data/'img'/'000.png').read_bytes()[:80])
+    try:
+        assert 'cut.csv, row 92: img/none.png: no such file' in line(run('train', 'cut.csv', '--images', 'img', '--valid', '.01', *quick, cwd=data))
+        out = good(run('train', 'cut.csv', '--images', 'img', *quick, '--epochs', 1, '--skip-bad', cwd=data))
+        assert 'left out 2 images that cannot be read' in out
+        assert 'truncated' in line(run('predict', data/'runs'/'ref', 'img', cwd=data)) if (data/'runs'/'ref').exists() else True
+    finally: (data/'img'/'cut.png').unlink()
+
+def test_a_full_disk_is_one_line_and_loses_nothing(data, trained):
+    "A limit on the size of files stands for the full disk: the checkpoint no longer fits, the smaller files do"
+    code = ("import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (900_000,)*2); "
+        "from asl.train import main; main()")
+    result = subprocess.run([sys.executable, '-c', code, 'labels.csv', '--images', 'img', *quick, '--epochs', '6', '--name', 'full'], cwd=data,
+        capture_output=True, text=True, timeout=500)
+    assert 'checkpoint.safetensors' in line(result)
+    good(run('train', '--resume', 'runs/full', cwd=data))
+    for name in kept: assert (data/'runs'/'full'/name).read_bytes() == (trained[0]/name).read_bytes()
+
+def test_help_names_every_option():
+    import inspect
+    from asl.predict import predict
+    out = good(run('predict', '-h', cwd='.'))
+    for name in inspect.signature(predict).parameters: assert name in out
+
+def test_importing_it_is_light():
+    code = "import sys, asl.predict; print([m for m in ('timm', 'PIL', 'onnx', 'matplotlib', 'accelerate', 'numpy.random') if m in sys.modules])"
+    assert 'timm' not in subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout
