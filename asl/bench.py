@@ -6,7 +6,7 @@
 __all__ = ['published', 'peers', 'easy_mean', 'inputs', 'CopyFloor', 'sample', 'race', 'kept', 'peak', 'entrants', 'measure',
            'machine', 'versions', 'bench', 'main']
 
-# %% ../nbs/06_bench.ipynb #10e57d50
+# %% ../nbs/06_bench.ipynb #c21cf3c9
 import json, math, os, platform, re, shutil, sys, time
 from datetime import date
 from functools import lru_cache, partial
@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional as F
 
 from . import __version__
-from .command import Refused, check, command, find_device, fixed, need, versions
+from .command import Refused, check, command, find_device, fixed, need, versions as _versions
 from .loss import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel
 from .report import _plot, _save, cases, draw, hardware, table, title
 
@@ -179,7 +179,7 @@ def measure(fs, z, y, repeats, tick=lambda: None):
         rows[key] |= dict(zip(('kept', 'kept_beyond_inputs'), kept(f, z, y)), peak=peak(f, z, y))
     return [dict(peer=floor[0], mode=floor[1], both=_quartiles([t[2] for t in times[floor]])), *rows.values()]
 
-# %% ../nbs/06_bench.ipynb #c5c7f70d
+# %% ../nbs/06_bench.ipynb #64e78282
 def machine(device):
     "The hardware"
     info = Path('/proc/cpuinfo')
@@ -189,7 +189,7 @@ def machine(device):
 
 def versions():
     "Of Python and of the packages in the race, and the number of threads"
-    return versions() | dict(asl=__version__) | {p: version(p) for p in ('timm', 'torchvision', 'triton') if find_spec(p)}
+    return _versions() | dict(asl=__version__) | {p: version(p) for p in ('timm', 'torchvision', 'triton') if find_spec(p)}
 
 # %% ../nbs/06_bench.ipynb #24c05c4f
 _full = dict(sizes='64x80,512x9605,128x50000', dtypes='float32,bfloat16', easy='0,.5,.9,.99', repeats=9)
