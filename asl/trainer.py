@@ -122,13 +122,12 @@ def _spread(trainer, accelerator):
     trainer.stepper = accelerator.prepare_optimizer(trainer.opt)
     if trainer.world > 1: trainer.shared = SharedNorm()
 
-# %% ../nbs/05e_trainer.ipynb #78c31fde
+# %% ../nbs/05e_trainer.ipynb #0b4e7921
 def _order(n, size, g, world):
     "Shuffled indices in batches; a last batch too small for batch norm, or with nothing for a process, is dropped"
     return [b for b in torch.randperm(n, generator=g).split(size) if len(b) >= max(2, world)]
 
 @patch
-@torch.no_grad()
 def logits(self:Trainer,
     data, # What has `targets` and `batches(order)`
     size:int=64, # Images at once
@@ -136,7 +135,8 @@ def logits(self:Trainer,
     "What the averaged model says of all images; each is computed by one process"
     mine = torch.arange(len(data.targets))[self.rank::self.world]
     model = self.ema.module.eval()
-    out = [model(x.to(self.device, self.dtype)).float().cpu() for x, _ in data.batches(mine.split(size))] if len(mine) else []
+    with torch.no_grad():
+        out = [model(x.to(self.device, self.dtype)).float().cpu() for x, _ in data.batches(mine.split(size) if len(mine) else [])]
     if self.world == 1: return torch.cat(out)
     from accelerate.utils import gather_object
     found = {i: row for part in gather_object([(mine, out)]) for i, row in zip(part[0].tolist(), (r for o in part[1] for r in o))}
