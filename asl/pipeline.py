@@ -85,7 +85,7 @@ def _by_one(accelerator, f, *args):
     if isinstance(got[0], Refused): raise got[0]
     return got[0]
 
-# %% ../nbs/05i_pipeline.ipynb #6f5422bd
+# %% ../nbs/05i_pipeline.ipynb #dd019d3a
 def _network(o, n_classes, own, say):
     "The network, which weights it begins with, and how it wants its pictures"
     torch.manual_seed(o['seed'])
@@ -103,8 +103,10 @@ def _trainer(run, net, train, o, settings, single, accelerator):
     if o['adaptive']: loss_fn = Adapting(loss_fn)
     full, rest = divmod(len(train.targets), o['batch_size'])
     steps = o['epochs']*(full + (rest >= max(2, accelerator.num_processes)))
+    if not steps: raise Refused(f'{len(train.targets)} images are too few for {accelerator.num_processes} processes')
+    ema = max(0, min(.99, 1 - 9/steps)) if o['ema'] is None else o['ema']       # a short run must not end in the average of its start
     if o['precision'] == 'fp64': net.double()
-    trainer = Trainer(net.to(accelerator.device), loss_fn.to(accelerator.device), steps, o['lr'], o['weight_decay'], o['ema'], opt=o['opt'],
+    trainer = Trainer(net.to(accelerator.device), loss_fn.to(accelerator.device), steps, o['lr'], o['weight_decay'], ema, opt=o['opt'],
         sched=o['sched'], accumulate=o['accumulate'], accelerator=accelerator)
     path = run/'checkpoint.safetensors'
     return trainer, trainer.load(path)['records'] if o['resume'] and path.exists() else []

@@ -12,7 +12,7 @@ from pathlib import Path
 from .command import command
 from .pipeline import run_training
 
-# %% ../nbs/05_train.ipynb #689a1cf4
+# %% ../nbs/05_train.ipynb #0f47c418
 def train(
     labels:str=None,        # CSV with a file name and labels in each row; neither this nor --images: the built-in digits
     *,
@@ -44,7 +44,7 @@ def train(
     opt:str='adamw',        # Optimiser of timm
     sched:str='onecycle',   # Schedule: onecycle, or one of timm's
     weight_decay:float=.01, # Weight decay
-    ema:float=.99,          # Decay of the moving average of the weights; 0 switches it off
+    ema:float=None,         # Decay of the moving average of the weights, 0 for none (0.99; less in runs below 900 steps)
     precision:str='fp32',   # fp32; fp16 or bf16, mixed with it; fp64, slow, with which several processes agree with one to many digits
     seed:int=0,             # Seed of images, weights and order; same seed, same numbers
     threads:int=None,       # Threads of the CPU (digits: 1, else all); the last bits depend on it
