@@ -88,7 +88,7 @@ def _stack(items):
     "A batch, or the first error in it"
     return next((o for o in items if isinstance(o, Refused)), None) or torch.stack(items)
 
-# %% ../nbs/04c_batches.ipynb #243a3aa0
+# %% ../nbs/04c_batches.ipynb #c9e2301c
 class Batches:
     "What training and validation iterate over"
     def __init__(self,
@@ -115,6 +115,11 @@ class Batches:
             if isinstance(x, Refused): raise x
             yield x, self.targets[b]
             if self._turn is not turn: raise RuntimeError('batches() was called again before this one had ended')
+
+    @property
+    def names(self):
+        "The file of each image"
+        return [str(f) for f in self.data.files]
 
     def picture(self, i):
         "Image `i` as it is, an RGB PIL image"

@@ -28,7 +28,7 @@ def _rgb(turn):
     k = (torch.tensor([5., 3., 1.]) + 6*turn[..., None]) % 6
     return 1 - torch.minimum(k, 4-k).clamp(0, 1)
 
-# %% ../nbs/04_data.ipynb #dd9c36f9
+# %% ../nbs/04_data.ipynb #cb6c247e
 class Collages(NamedTuple):
     "Images with several labels each"
     images: Tensor   # (n, 3, 16, 16), float32 in [0, 1]
@@ -38,6 +38,11 @@ class Collages(NamedTuple):
     def batches(self, order, epoch=0):
         "Images and targets of each tensor of indices"
         return ((self.images[b], self.targets[b]) for b in order)
+
+    @property
+    def names(self):
+        "What to call each image"
+        return [f'collage {i}' for i in range(len(self.images))]
 
     def picture(self, i):
         "Image i as a picture of PIL"

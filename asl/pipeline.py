@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['best_epoch', 'run_training']
 
-# %% ../nbs/05i_pipeline.ipynb #1624be63
+# %% ../nbs/05i_pipeline.ipynb #2bff5732
 import csv, json, os, shutil, sys, time
 from io import StringIO
 from pathlib import Path
@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from . import __version__
+from .batches import Batches, transform
 from .command import Refused, find_device, fixed, need, versions
 from .data import digit_collages
 from .figures import Outcome
-from .batches import Batches, transform
 from .images import bad_images, read_images
 from .model import make_loss, make_model, meaning, picture_config, start_at_prior, use_pretrained
 from .options import check_numbers, complete, loss_asked
@@ -85,7 +85,7 @@ def _by_one(accelerator, f, *args):
     if isinstance(got[0], Refused): raise got[0]
     return got[0]
 
-# %% ../nbs/05i_pipeline.ipynb #dd019d3a
+# %% ../nbs/05i_pipeline.ipynb #4b274de4
 def _network(o, n_classes, own, say):
     "The network, which weights it begins with, and how it wants its pictures"
     torch.manual_seed(o['seed'])
@@ -96,8 +96,8 @@ def _network(o, n_classes, own, say):
     config = picture_config(net, size) if own else dict(size=16, mean=[0.]*3, std=[1.]*3, interpolation='bilinear')
     return net, 'random' if why else 'pretrained', config
 
-def _trainer(run, net, train, o, settings, single, accelerator):
-    "The trainer, and the records of a run that goes on"
+def _trainer(net, train, o, settings, single, accelerator):
+    "Network, loss, optimiser and schedule, on their device"
     if not (o['no_prior'] or single): start_at_prior(net, train.targets, settings)
     loss_fn = make_loss(o['loss'], single, **settings)
     if o['adaptive']: loss_fn = Adapting(loss_fn)
@@ -106,20 +106,21 @@ def _trainer(run, net, train, o, settings, single, accelerator):
     if not steps: raise Refused(f'{len(train.targets)} images are too few for {accelerator.num_processes} processes')
     ema = max(0, min(.99, 1 - 9/steps)) if o['ema'] is None else o['ema']       # a short run must not end in the average of its start
     if o['precision'] == 'fp64': net.double()
-    trainer = Trainer(net.to(accelerator.device), loss_fn.to(accelerator.device), steps, o['lr'], o['weight_decay'], ema, opt=o['opt'],
+    return Trainer(net.to(accelerator.device), loss_fn.to(accelerator.device), steps, o['lr'], o['weight_decay'], ema, opt=o['opt'],
         sched=o['sched'], accumulate=o['accumulate'], accelerator=accelerator)
-    path = run/'checkpoint.safetensors'
-    return trainer, trainer.load(path)['records'] if o['resume'] and path.exists() else []
 
-# %% ../nbs/05i_pipeline.ipynb #59f12a75
+# %% ../nbs/05i_pipeline.ipynb #3bfef0d9
 def best_epoch(records)->int: # From 1
     "The epoch with the highest mAP, among equals the one with the lowest loss"
     return max(records, key=lambda r: (-1 if r['mAP'] is None else r['mAP'], -r['test_loss']))['epoch']
 
+def _reached(about, records):
+    "The settings of the loss, with the gamma_neg that an adaptive one has come to"
+    return about['settings'] | {k: records[-1][k] for k in ('gamma_neg',) if k in records[-1]}
+
 def _keep(run, trainer, about, records):
     "Write what an epoch gave; the checkpoint last, for with it the epoch counts"
-    about |= dict(settings=about['settings'] | ({'gamma_neg': records[-1]['gamma_neg']} if 'gamma_neg' in records[-1] else {}))
-    about, weights = about | dict(epoch=len(records)), trainer.ema.module.state_dict()
+    about, weights = about | dict(settings=_reached(about, records), epoch=len(records)), trainer.ema.module.state_dict()
     if best_epoch(records) == len(records): save_tensors(run/'best.safetensors', weights, about)
     save_tensors(run/'last.safetensors', weights, about)
     write(run/'metrics.jsonl', ''.join(json.dumps(r)+'\n' for r in records))
@@ -165,25 +166,22 @@ def _now(trainer, records):
     loss = float(trainer.total)/max(1, trainer.seen)
     return f'loss {loss:.3f}' + (f", mAP {_percent(records[-1]['mAP'])}" if records else '')
 
-# %% ../nbs/05i_pipeline.ipynb #3ba63b19
+# %% ../nbs/05i_pipeline.ipynb #12607605
 def _finish(run, trainer, test, o, about, records, posterior):
     "Scores, plots and the report, of the averaged model as it is"
     logits, targets = trainer.logits(test, o['batch_size']), test.targets.cpu()
     if trainer.rank: return
     single, classes = targets.ndim == 1, about['classes']
     _, ap = (score_single if single else score)(logits, targets, posterior)
-    settings = about['settings'] | ({'gamma_neg': records[-1]['gamma_neg']} if o['adaptive'] else {})
-    losses = meaning(settings, single, reduction='none')(logits, targets)
+    losses = meaning(_reached(about, records), single, reduction='none')(logits, targets)
     outcome = Outcome(records, ap, classes, logits, targets, posterior, losses if single else losses.sum(1))
     best = records[best_epoch(records)-1]
     result = {k: v for k, v in records[-1].items() if k not in ('epoch', 'train_loss', 'test_loss')}
     result |= dict(best={k: best[k] for k in ('epoch', 'mAP')}, AP={c: None if a.isnan() else 100*a.item() for c, a in zip(classes, ap)})
     write_json(run/'result.json', result)
-    write_report(run, run.name, _told(o, about), outcome, test.picture, _names(test))
+    write_report(run, run.name, _told(o, about), outcome, test.picture, test.names)
 
 def _told(o, about): return {k: v for k, v in o.items() if v not in (None, '', False)} | about['settings']
-
-def _names(test): return [str(w) for w in test.data.files] if hasattr(test, 'data') else [f'collage {i}' for i in range(len(test.targets))]
 
 # %% ../nbs/05i_pipeline.ipynb #5bdd5cc0
 def _table(r, own):
@@ -218,16 +216,17 @@ def _split(names):
     csv.writer(out, lineterminator='\n').writerows([('file', 'valid'), *((n, i) for i in (0, 1) for n in names[i])])
     return out.getvalue()
 
-# %% ../nbs/05i_pipeline.ipynb #8430febf
+# %% ../nbs/05i_pipeline.ipynb #958a94cb
 def _resumed(o, usual):
     "The options of the run to go on with; those of the machine may be given anew"
-    kept, machine = read_settings(o['resume']), ('device', 'threads', 'workers')
+    try: kept, machine = read_settings(o['resume']), ('device', 'threads', 'workers')
+    except Refused as e: raise Refused(f'--resume {e}') from None
     for k in o:
         if o[k] != usual[k] and k not in ('resume', *machine):
             raise Refused(f'--{k}: with --resume all but --device, --threads and --workers is as the run began')
-    return {k: kept[k] for k in o} | {k: o[k] for k in machine if o[k] is not None} | dict(resume=o['resume'])
+    return {k: kept.get(k, usual[k]) for k in o} | {k: o[k] for k in machine if o[k] is not None} | dict(resume=o['resume'])
 
-# %% ../nbs/05i_pipeline.ipynb #e00b5157
+# %% ../nbs/05i_pipeline.ipynb #aeb7e194
 def _run(o, own, settings, accelerator, say):
     "Data, network and loss, then the epochs; returns the run folder and the records"
     train, test = _read(o)
@@ -243,8 +242,10 @@ def _run(o, own, settings, accelerator, say):
     else: names, mark = None, fingerprint(train.classes, train.targets, test.targets)
     about = dict(asl=__version__, model=o['model'], classes=train.classes, single=single, config=config, loss=o['loss'], settings=settings,
         weights=weights, data=mark)
+    trainer = _trainer(net, train, o, settings, single, accelerator)
     run = _by_one(accelerator, _place, o, settings, about, names)
-    trainer, records = _trainer(run, net, train, o, settings, single, accelerator)
+    path = run/'checkpoint.safetensors'
+    records = trainer.load(path)['records'] if o['resume'] and path.exists() else []
     posterior = trainer.loss_fn.posterior if o['adaptive'] else meaning(settings, single).posterior
     _fit(run, trainer, train, test, o, about, records, posterior)
     _finish(run, trainer, test, o, about, records, posterior)

@@ -36,7 +36,7 @@ def write_json(path, data):
     "Write JSON, readable by people"
     write(path, json.dumps(data, indent=1, ensure_ascii=False) + '\n')
 
-# %% ../nbs/05c_run.ipynb #53db8683
+# %% ../nbs/05c_run.ipynb #13538303
 def new_run(
     out,            # Folder of the runs
     stem:str,       # Runs without a name are stem-0, stem-1, ...
@@ -44,6 +44,7 @@ def new_run(
     force:bool=False, # Remove the run that has this name
 )->Path:            # A new folder
     "Make a run folder; two runs that start at the same moment get two"
+    if name is not None and (Path(name).name != name or name == '..'): raise Refused(f'--name {name}: needs the name of a folder, not a path')
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
         if name is not None: return _named(Path(out), name, force)
@@ -58,7 +59,6 @@ def new_run(
 def _named(out, name, force):
     "Make this folder; with force in place of the run that is there"
     run = out/name
-    if Path(name).name != name or name == '..': raise Refused(f'--name {name}: needs the name of a folder, not a path')
     if run.exists():
         if not force: raise Refused(f'--name {name}: {run} is there already; --resume {run} goes on with it, --force replaces it')
         if not (run/'settings.json').is_file() and any(run.iterdir()): raise Refused(f'--force: {run} is not a run folder')

@@ -20,7 +20,7 @@ from .command import Refused
 from .run import load_checkpoint, save_checkpoint
 from .score import score, score_single
 
-# %% ../nbs/05e_trainer.ipynb #123024a4
+# %% ../nbs/05e_trainer.ipynb #6eb7f9b4
 class Trainer:
     "A model in training: weights, their moving average, optimiser and schedule"
     def __init__(self,
@@ -41,7 +41,8 @@ class Trainer:
         self.net, self.loss_fn, self.accumulate, self.accelerator = model, loss_fn, accumulate, accelerator
         self.steps, self.done, self.epoch = steps, 0, 0    # and whole epochs
         self.seen, self.total = 0, torch.zeros(())         # images and their loss in this epoch
-        self.opt = create_optimizer_v2(model, opt, lr, weight_decay, filter_bias_and_bn=False)
+        try: self.opt = create_optimizer_v2(model, opt, lr, weight_decay, filter_bias_and_bn=False)
+        except Exception as e: raise Refused(f'--opt {opt}: {e}') from None
         self.sched = _schedule(self.opt, sched, lr, steps)
         self.ema = ModelEmaV3(model, decay=ema, use_warmup=True)
         first = next(model.parameters())
