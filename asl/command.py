@@ -26,14 +26,14 @@ def check(options, name, fits, needs):
     "Refuse an option that is given and does not fit"
     if options[name] is not None and not fits(options[name]): raise Refused(f'--{name}: needs {needs}, got {options[name]}')
 
-# %% ../nbs/05b_command.ipynb #5aed981e
+# %% ../nbs/05b_command.ipynb #3ac7ceff
 def _parser(func, prog):
     "A command line from a function whose parameters are documented; all before a `*` are given by place"
     p = argparse.ArgumentParser(prog, description=func.__doc__, allow_abbrev=False,
                                 formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36))
     params = inspect.signature(func).parameters
     for name, o in docments(func, full=True, returns=False).items():
-        shown = '' if o.default in (None, False, inspect.Parameter.empty) else f' (default: {o.default})'
+        shown = '' if o.default in (None, False, '', inspect.Parameter.empty) else f' (default: {o.default})'
         text = (o.docment + shown).replace('%', '%%')
         if params[name].kind is not inspect.Parameter.KEYWORD_ONLY:
             optional = params[name].default is not inspect.Parameter.empty
@@ -42,10 +42,10 @@ def _parser(func, prog):
         else: p.add_argument(f'--{name}', default=o.default, type=o.anno, metavar=o.anno.__name__, help=text)
     return p
 
-# %% ../nbs/05b_command.ipynb #e6390660
-def _stop(prog, message, code):
-    "Say why on stderr, once also where several processes run, and exit"
-    if os.environ.get('RANK', '0')=='0': print(f'{prog}:', ' '.join(str(message).split()), file=sys.stderr)
+# %% ../nbs/05b_command.ipynb #12fb0259
+def _stop(prog, message, code, alone=False):
+    "Say why on stderr, once where several processes fail alike, and exit"
+    if alone or os.environ.get('RANK', '0')=='0': print(f'{prog}:', ' '.join(str(message).split()), file=sys.stderr)
     sys.exit(code)
 
 def command(func, prog, argv=None, stopped='stopped'):
@@ -54,10 +54,14 @@ def command(func, prog, argv=None, stopped='stopped'):
     parser.error = lambda message: _stop(prog, f'{message} ({prog} -h lists the options)', 2)
     argv = sys.argv[1:] if argv is None else argv
     argv = [re.sub('^--[a-z-]+', lambda m: '--' + m[0][2:].replace('-', '_'), a) for a in argv]
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')     # a name may hold what the terminal cannot show
     try: func(**vars(parser.parse_args(argv)))
-    except Refused as e: _stop(prog, e, 2)
-    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as e: _stop(prog, f'{e.filename}: {e.strerror}' if e.filename and e.strerror else e, 2)
+    except Refused as e: _stop(prog, e, 2, getattr(e, 'alone', False))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as e: _stop(prog, f'{e.filename}: {e.strerror}' if e.filename and e.strerror else e, 2, getattr(e, 'alone', False))
     except FloatingPointError as e: _stop(prog, e, 1)
     except KeyboardInterrupt: _stop(prog, stopped, 130)
 

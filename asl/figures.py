@@ -44,12 +44,13 @@ def _legend(ax, ncols=2):
     "Names above the axes, where no line can run into them"
     ax.legend(frameon=False, loc='lower left', bbox_to_anchor=(-.01, 1), ncols=ncols, borderaxespad=.2)
 
-# %% ../nbs/05d_figures.ipynb #992bc1d8
+# %% ../nbs/05d_figures.ipynb #0f4a48e0
 def draw_loss(ax, records):
     "Loss over epochs, of training and validation images"
     _line(ax, records, 'train_loss', 'training')
     _line(ax, records, 'test_loss', 'validation')
-    ax.set(xlabel='epoch', ylabel='loss of an image', ylim=(0, None))
+    top = torch.stack([_values(records, k) for k in ('train_loss', 'test_loss')]).nan_to_num(0., 0., 0.).max().item()
+    ax.set(xlabel='epoch', ylabel='loss of an image', ylim=(0, 1.08*top or None))
     _legend(ax)
 
 # %% ../nbs/05d_figures.ipynb #fc1fdec6

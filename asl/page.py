@@ -88,7 +88,7 @@ def _label(name, p, truth):
     return (f'<li class="{kind}"><span role="img" aria-label="{word}">{mark}</span> <span>{escape(_cut(name, 40))}</span> '
             f'<b>{100*p:.1f}%</b></li>')
 
-# %% ../nbs/05f_page.ipynb #eca39726
+# %% ../nbs/05f_page.ipynb #4e81b435
 def _card(o, i, picture, name):
     "One image: its name and loss, its labels, and what the model takes to be there"
     p, y = o.posterior(o.logits[i:i+1])[0], o.targets[i]
@@ -102,7 +102,7 @@ def _card(o, i, picture, name):
     tail = _cut(name, 1000)
     tail = tail if len(tail) <= 40 else '…' + tail[-39:]
     try: image = _picture(picture(i).convert('RGB'), f'validation image {name}')
-    except OSError: image = '<p>This image could not be read again.</p>'
+    except (OSError, ValueError): image = '<p>This image could not be read again.</p>'
     return (f'<li><div class="image">{image}</div><p class="name">{escape(tail)}, loss {o.losses[i]:.3g}</p>\n'
             f'<p>{escape("Labels: " + ", ".join(names) if names else "No label")}</p>\n<ol>{said}</ol></li>')
 

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['best_epoch', 'run_training']
 
-# %% ../nbs/05i_pipeline.ipynb #2bff5732
+# %% ../nbs/05i_pipeline.ipynb #87819308
 import csv, json, os, shutil, sys, time
+from contextlib import nullcontext
 from io import StringIO
 from pathlib import Path
 
@@ -17,11 +18,11 @@ from .batches import Batches, transform
 from .command import Refused, find_device, fixed, need, versions
 from .data import digit_collages
 from .figures import Outcome
-from .images import bad_images, read_images
+from .images import bad_images, check_sets, read_images
 from .model import make_loss, make_model, meaning, picture_config, start_at_prior, use_pretrained
 from .options import check_numbers, complete, loss_asked
 from .page import write_report
-from .run import FORMAT, fingerprint, new_run, read_settings, save_tensors, write, write_json
+from .run import FORMAT, fingerprint, locked, new_run, read_settings, save_tensors, write, write_json
 from .score import score, score_single
 from .trainer import Adapting, Trainer, fit
 
@@ -33,22 +34,22 @@ def _read(o):
     names = ('labels', 'images', 'valid', 'files', 'label_column', 'separator', 'suffix', 'seed')
     return read_images(**{k: o[k] for k in names})
 
-# %% ../nbs/05i_pipeline.ipynb #8c2db541
-def _checked(data, o, bar):
-    "Without the images that cannot be read, if that is allowed; and how many these are"
+# %% ../nbs/05i_pipeline.ipynb #99635da7
+def _checked(data, bar):
+    "Without the images that cannot be read; and what is wrong with those"
     bad = bad_images(data.files, tick=bar.update)
-    first = next((f'{data.at(i)}: {why}' for i, why in bad.items()), '')
-    if bad and not o['skip_bad']:
-        raise Refused(first + (f' (and {len(bad)-1} more like it)' if len(bad) > 1 else '') + '; --skip_bad goes on without')
-    return data.pick([i for i in range(len(data.files)) if i not in bad]), len(bad), first
+    return data.pick([i for i in range(len(data.files)) if i not in bad]), [f'{data.at(i)}: {why}' for i, why in bad.items()]
 
 def _readable(train, valid, o, say, hide):
     "Training and validation images that can be read"
     from tqdm import tqdm
     with tqdm(total=len(train.files)+len(valid.files), desc='reading images', file=sys.stdout, leave=False, disable=hide) as bar:
-        (train, bad, first), (valid, bad_valid, other) = (_checked(d, o, bar) for d in (train, valid))
-    if bad+bad_valid: say(f'left out {bad+bad_valid} images that cannot be read, the first: {first or other}')
-    if len(train.files) < 2 or not valid.files: raise Refused('too few readable images: needs 2 to train on and 1 to validate')
+        (train, bad), (valid, other) = (_checked(d, bar) for d in (train, valid))
+    if (bad := bad+other) and not o['skip_bad']:
+        raise Refused(bad[0] + (f' (and {len(bad)-1} more like it)' if len(bad) > 1 else '') + '; --skip_bad goes on without')
+    if bad: say(f'left out {len(bad)} images that cannot be read, the first: {bad[0]}')
+    check_sets(o['labels'] or o['images'], train, valid)
+    if len(train.files) < 2: raise Refused('too few readable images: needs 2 to train on')
     return train, valid
 
 # %% ../nbs/05i_pipeline.ipynb #7cf0acb2
@@ -63,13 +64,14 @@ def _hopeless(train, loss):
     if unknown.any() and loss == 'timm_asl': raise Refused('--loss timm_asl: cannot leave out unknown entries; asl can')
     if unknown.all(0).any(): raise Refused(f'the class {train.classes[unknown.all(0).int().argmax()]} has no known entry in training')
 
-# %% ../nbs/05i_pipeline.ipynb #0d9ef004
+# %% ../nbs/05i_pipeline.ipynb #fe4d26c0
 def _accelerator(o):
     "Accelerate's view of this machine"
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    if o['device']: find_device(o['device'])
-    cpu = o['device'] == 'cpu' if o['device'] else not torch.accelerator.is_available()      # told, or torchrun's processes stay apart
+    device = find_device(o['device']) if o['device'] else None
+    if device and device.type == 'cuda' and device.index: torch.cuda.set_device(device)
+    cpu = device.type == 'cpu' if device else not torch.accelerator.is_available()      # told, or torchrun's processes stay apart
     if not torch.distributed.is_initialized(): AcceleratorState._reset_state(reset_partial_state=True)   # of a run before, in a notebook
     try: return Accelerator(cpu=cpu, mixed_precision=o['precision'] if o['precision'] in ('fp16', 'bf16') else 'no')
     except ValueError as e: raise Refused(f"--precision {o['precision']}: {e}") from None
@@ -195,19 +197,24 @@ def _table(r, own):
         if k in r: rows.append(f"{word:21} {_percent(r[k]):>5}")
     return '\n' + '\n'.join(rows) + '\n'
 
-# %% ../nbs/05i_pipeline.ipynb #1e04770a
+# %% ../nbs/05i_pipeline.ipynb #16281d97
 def _place(o, settings, about, names):
     "The run folder, new or to go on with"
     if o['resume']:
         run = Path(o['resume'])
-        if read_settings(run)['data'] != about['data']: raise Refused(f'--resume {run}: images or labels have changed since it began')
+        if read_settings(run).get('data') != about['data']: raise Refused(f'--resume {run}: images or labels have changed since it began')
         return run
     run = new_run(o['out'], o['loss'], o['name'], o['force'])
     paths = {k: os.path.abspath(o[k]) for k in ('labels', 'images', 'valid') if o[k] and os.path.exists(o[k])}
-    write_json(run/'classes.json', about['classes'])
-    if names: write(run/'split.csv', _split(names))
+    if o['labels']: paths['images'] = os.path.abspath(o['images'] or '.')
     facts = dict(n_classes=len(about['classes']), versions=versions()) | {k: about[k] for k in ('asl', 'single', 'config', 'weights', 'data')}
-    write_json(run/'settings.json', o | paths | settings | facts | dict(format=FORMAT))
+    try:
+        write_json(run/'settings.json', o | paths | settings | facts | dict(format=FORMAT))
+        write_json(run/'classes.json', about['classes'])
+        if names: write(run/'split.csv', _split(names))
+    except OSError:
+        shutil.rmtree(run)         # half a folder would only block the name
+        raise
     return run
 
 def _split(names):
@@ -226,7 +233,7 @@ def _resumed(o, usual):
             raise Refused(f'--{k}: with --resume all but --device, --threads and --workers is as the run began')
     return {k: kept.get(k, usual[k]) for k in o} | {k: o[k] for k in machine if o[k] is not None} | dict(resume=o['resume'])
 
-# %% ../nbs/05i_pipeline.ipynb #aeb7e194
+# %% ../nbs/05i_pipeline.ipynb #3171afb4
 def _run(o, own, settings, accelerator, say):
     "Data, network and loss, then the epochs; returns the run folder and the records"
     train, test = _read(o)
@@ -247,17 +254,22 @@ def _run(o, own, settings, accelerator, say):
     path = run/'checkpoint.safetensors'
     records = trainer.load(path)['records'] if o['resume'] and path.exists() else []
     posterior = trainer.loss_fn.posterior if o['adaptive'] else meaning(settings, single).posterior
-    _fit(run, trainer, train, test, o, about, records, posterior)
-    _finish(run, trainer, test, o, about, records, posterior)
+    try:
+        with locked(run) if accelerator.is_main_process else nullcontext():
+            _fit(run, trainer, train, test, o, about, records, posterior)
+            _finish(run, trainer, test, o, about, records, posterior)
+    except (Refused, OSError) as e:
+        e.alone = True            # in this process; from here on the others may not fail with it
+        raise
     return run, records
 
-# %% ../nbs/05i_pipeline.ipynb #5a02c325
+# %% ../nbs/05i_pipeline.ipynb #c6daab5d
 def run_training(
     o:dict,     # The options of `train`
     usual:dict, # Their defaults
 )->Path:        # The run folder
     "Train with these options, from refusals to report"
-    started, o = time.time(), complete(_resumed(o, usual) if o['resume'] else o)
+    started, o = time.time(), _resumed(o, usual) if o['resume'] else complete(o)
     check_numbers(o)
     need('timm', 'accelerate', 'torchmetrics', 'sklearn', 'matplotlib', 'PIL', 'safetensors', 'tqdm')
     own = bool(o['labels'] or o['images'])

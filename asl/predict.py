@@ -21,7 +21,7 @@ from .model import make_model, meaning
 from .posterior import Posterior
 from .run import load_tensors, read_settings, write
 
-# %% ../nbs/05g_predict.ipynb #5bc79c78
+# %% ../nbs/05g_predict.ipynb #8e5104b4
 def load_run(
     run:str,         # Run folder of `asl_train`
     last:bool=False, # The last epoch's model, not the best one
@@ -29,9 +29,10 @@ def load_run(
     "A trained network and what its scores mean"
     read_settings(run)
     weights, about = load_tensors(Path(run)/('last.safetensors' if last else 'best.safetensors'))
-    net = make_model(about['model'], len(about['classes']), about['config']['size'])
-    try: net.load_state_dict(weights)
-    except RuntimeError as e: raise Refused(f"{run}: the weights do not fit {about['model']} ({e})") from None
+    try:
+        net = make_model(about['model'], len(about['classes']), about['config']['size'])
+        net.load_state_dict(weights)
+    except (RuntimeError, KeyError) as e: raise Refused(f'{run}: its weights cannot be used ({e})') from None
     return net.eval(), meaning(about['settings'], about['single']), about
 
 # %% ../nbs/05g_predict.ipynb #3bbf6122
@@ -74,7 +75,7 @@ def probabilities(
     net, loss = net.to(device), loss.to(device)
     return torch.cat([loss.posterior(net(x.to(device)).float()).cpu() for x, _ in batches])
 
-# %% ../nbs/05g_predict.ipynb #9b814fee
+# %% ../nbs/05g_predict.ipynb #32bb9990
 def _chosen(p, top, threshold):
     "Indices of the labels to show of one image, the most probable first"
     order = p.argsort(descending=True, stable=True)
@@ -84,7 +85,8 @@ def _chosen(p, top, threshold):
 def _as_table(rows):
     "A line for each image"
     width = max(len(name) for name, _ in rows)
-    return ''.join(f"{name:{width}}  {', '.join(f'{c} {v:.3f}' for c, v in labels) or '-'}\n" for name, labels in rows)
+    line = lambda name, labels: f"{name:{width}}  {', '.join(f'{c} {v:.3f}' for c, v in labels) or '-'}"
+    return ''.join(' '.join(line(*row).splitlines()) + '\n' for row in rows)
 
 def _as_json(rows): return json.dumps([dict(file=name, labels=dict(labels)) for name, labels in rows], indent=1, ensure_ascii=False) + '\n'
 
@@ -136,7 +138,7 @@ def _agree(data, model):
     got = torch.from_numpy(session.run(None, dict(image=x.numpy()))[0])
     if not torch.allclose(got, want, rtol=1e-3, atol=1e-5): raise Refused(f'--onnx: onnxruntime is off by {(got-want).abs().max():.2g}')
 
-# %% ../nbs/05g_predict.ipynb #0004df45
+# %% ../nbs/05g_predict.ipynb #478f1e81
 def predict(
     run:str,               # Run folder of asl_train
     paths:list=None,       # Images, folders of images, or CSVs with a column of file names
@@ -163,13 +165,14 @@ def _predict(o):
     "Predict with the options `o`"
     need('timm', 'PIL', 'safetensors')
     _check(o)
+    device = find_device(o['device'])
     net, loss, about = load_run(o['run'], o['last'])
     paths = [o['paths']] if isinstance(o['paths'], (str, Path)) else o['paths'] or []
     data = _images(paths, o['images'], o['files'], o['suffix'], o['skip_bad']) if paths else None
+    if paths and not data.files: raise Refused(f'{paths[0]}: no image that can be read')
     if o['onnx']: write_onnx(o['onnx'], net, loss, about)
-    if data is None: return []
-    if not data.files: raise Refused(f'{paths[0]}: no image that can be read')
-    p = probabilities(net, loss, data, about['config'], o['batch_size'], o['workers'], find_device(o['device']))
+    if not paths: return []
+    p = probabilities(net, loss, data, about['config'], o['batch_size'], o['workers'], device)
     top = o['top'] or (5 if o['threshold'] is None else len(about['classes']))
     chosen = [_chosen(v, top, o['threshold']) for v in p]
     rows = [(str(f), [(about['classes'][c], p[i, c].item()) for c in chosen[i]]) for i, f in enumerate(data.files)]
@@ -193,3 +196,6 @@ def _check(o):
 def main(argv=None):
     "The command `asl_predict`"
     command(predict, 'asl_predict', argv)
+
+# %% ../nbs/05g_predict.ipynb #34e20f1e
+if __name__ == '__main__' and __package__: main()    # python -m asl.predict

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Trainer', 'SharedNorm', 'fit', 'Adapting']
 
-# %% ../nbs/05e_trainer.ipynb #98319e4c
+# %% ../nbs/05e_trainer.ipynb #7a79851b
 import math
 from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from torch import nn
+from torch import distributed as dist, nn
 from torch.overrides import TorchFunctionMode
 
 from .adaptive import AdaptiveGamma
@@ -66,7 +66,7 @@ def _schedule(opt, name, lr, steps):
         decay_milestones=(steps//2, 3*steps//4), updates_per_epoch=1, step_on_epochs=False)[0]
     except Exception as e: raise Refused(f'--sched {name}: {e}') from None
 
-# %% ../nbs/05e_trainer.ipynb #5b5f2dc5
+# %% ../nbs/05e_trainer.ipynb #855710bc
 @patch
 def step(self:Trainer,
     x, # Images, (b, 3, size, size)
@@ -76,7 +76,8 @@ def step(self:Trainer,
     "Learn from one batch"
     x, y, loss = x.to(self.device, self.dtype), y.to(self.device), 0.
     self.opt.zero_grad()
-    parts = [p for p in zip(x.tensor_split(self.accumulate), y.tensor_split(self.accumulate)) if len(p[1])]
+    n = max(1, min(self.accumulate, len(y)//2))               # batch norm needs two images
+    parts = list(zip(x.tensor_split(n), y.tensor_split(n)))
     for i, (a, b) in enumerate(parts):
         with self.shared, self._waits(i < len(parts)-1):
             part = self.loss_fn(self.model(a), b)*(len(b)/len(y)*share)
@@ -93,22 +94,32 @@ def _waits(self:Trainer, more):
     "Processes exchange gradients once a step, not once a part"
     return self.accelerator.no_sync(self.model) if more and self.world > 1 else nullcontext()
 
-# %% ../nbs/05e_trainer.ipynb #8647a065
+# %% ../nbs/05e_trainer.ipynb #4cbe39c2
 class SharedNorm(TorchFunctionMode):
     "Inside of it, batch norm in training sees the images of all processes"
     def __torch_function__(self, func, types, args=(), kwargs=None):
         return (_batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
 
+class _Sum(torch.autograd.Function):
+    "The sum over all processes; backward, that of the gradients"
+    @staticmethod
+    def forward(ctx, x):
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, grad): return _Sum.forward(ctx, grad)
+
 def _batch_norm(input, running_mean, running_var, weight=None, bias=None, training=False, momentum=.1, eps=1e-5):
     "`F.batch_norm`, with mean and variance over all processes"
     if not training: return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
-    from torch.distributed.nn.functional import all_reduce
     x, dims = input.to(torch.promote_types(input.dtype, torch.float32)), [d for d in range(input.ndim) if d != 1]
     shape = [1, -1] + [1]*(x.ndim-2)
-    n = all_reduce(x.new_tensor(x.numel()/x.shape[1]))
-    mean = all_reduce(x.sum(dims))/n
+    n = _Sum.apply(x.new_tensor(x.numel()/x.shape[1]))
+    mean = _Sum.apply(x.sum(dims))/n
     x = x - mean.view(shape)
-    var = all_reduce((x*x).sum(dims))/n
+    var = _Sum.apply((x*x).sum(dims))/n
     if running_mean is not None:
         running_mean.lerp_(mean.detach().to(running_mean), momentum)
         running_var.lerp_((var*n/(n-1)).detach().to(running_var), momentum)
@@ -180,7 +191,7 @@ def _judge(trainer, test, posterior, size):
     scores, ap = (score if targets.ndim > 1 else score_single)(logits, targets, posterior)
     return record | scores, ap
 
-# %% ../nbs/05e_trainer.ipynb #1de6accc
+# %% ../nbs/05e_trainer.ipynb #08f568fd
 def _parts(trainer):
     "What has weights"
     parts = dict(model=trainer.net, ema=trainer.ema.module)
@@ -200,7 +211,8 @@ def _kept(sched): return sched.state_dict() if isinstance(sched, _OneCycle) else
 def load(self:Trainer, path)->dict: # What was given to `save` as well
     "Go on where `save` was called"
     about = load_checkpoint(path, _parts(self), self.opt)
-    self.done, self.epoch, self.seen = (about[k] for k in ('done', 'epoch', 'seen'))
+    try: self.done, self.epoch, self.seen = (about[k] for k in ('done', 'epoch', 'seen'))
+    except KeyError: raise Refused(f'{path}: not a checkpoint') from None
     self.total = torch.tensor(about['total'], device=self.device)
     if about['sched']: self.sched.load_state_dict(about['sched'])
     if about['scaler']: self.accelerator.scaler.load_state_dict(about['scaler'])

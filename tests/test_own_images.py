@@ -213,3 +213,37 @@ def test_help_names_every_option():
 def test_importing_it_is_light():
     code = "import sys, asl.predict; print([m for m in ('timm', 'PIL', 'onnx', 'matplotlib', 'accelerate', 'numpy.random') if m in sys.modules])"
     assert 'timm' not in subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout
+
+def test_the_digits_resume_too(tmp_path):
+    options = ['--classes', 10, '--epochs', 2, '--batch_size', 256]
+    good(run('train', *options, '--name', 'ref', cwd=tmp_path))
+    p = subprocess.Popen([sys.executable, '-c', 'from asl.train import main; main()', *map(str, options), '--name', 'cut', '--checkpoint', '0'], cwd=tmp_path)
+    while not (tmp_path/'runs'/'cut'/'checkpoint.safetensors').exists(): time.sleep(.005)
+    p.kill()
+    p.wait()
+    good(run('train', '--resume', 'runs/cut', cwd=tmp_path))
+    for name in kept: assert (tmp_path/'runs'/'cut'/name).read_bytes() == (tmp_path/'runs'/'ref'/name).read_bytes(), name
+
+def test_resumed_from_another_folder(data, tmp_path):
+    good(run('train', '../labels.csv', *quick, '--epochs', 1, '--out', tmp_path, '--name', 'here', cwd=data/'img'))
+    good(run('train', '--resume', tmp_path/'here', cwd=tmp_path))
+
+def test_a_class_whose_only_training_image_is_bad(data):
+    (data/'img'/'bad.png').write_bytes(b'no image')
+    rows = [('file', 'label', 'valid'), ('bad.png', 'rare', 0), ('000.png', 'a', 0), ('001.png', 'a', 0), ('002.png', 'rare', 1)]
+    with open(data/'rare.csv', 'w', newline='') as f: csv.writer(f).writerows(rows)
+    try: assert 'rare.csv, row 5' in line(run('train', 'rare.csv', '--images', 'img', '--valid', 'valid', *quick, '--skip_bad', cwd=data))
+    finally: (data/'img'/'bad.png').unlink()
+
+def test_a_run_is_trained_once_at_a_time(data, trained):
+    from asl.run import locked
+    with locked(trained[0]): assert 'another process' in line(run('train', '--resume', trained[0], cwd=data))
+
+def test_many_parts_of_a_small_batch(data):
+    good(run('train', 'labels.csv', '--images', 'img', *quick, '--batch_size', 5, '--accumulate', 4, '--epochs', 1, '--name', 'parts', cwd=data))
+
+def test_a_name_that_is_not_utf8(data, tmp_path):
+    for i in range(8): discs(tmp_path/'pets'/'ab'[i%2], ['rot'], i)
+    os.rename(tmp_path/'pets'/'a'/'000.png', os.fsencode(tmp_path/'pets'/'a') + b'/\xff.png')
+    assert 'not UTF-8' in line(run('train', '--images', 'pets', *quick, cwd=tmp_path))
+    assert not (tmp_path/'runs').exists()
