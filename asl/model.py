@@ -20,7 +20,7 @@ def _conv3(n_classes):
     return nn.Sequential(*block(3, 32), nn.MaxPool2d(2), *block(32, 64), nn.MaxPool2d(2), *block(64, 128),
                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, n_classes))
 
-# %% ../nbs/04d_model.ipynb #c6f9bb4c
+# %% ../nbs/04d_model.ipynb #1a02fe92
 def _timm(name, n_classes, size, pretrained):
     "A timm model; one of a fixed size is made for `size`"
     import timm
@@ -43,6 +43,7 @@ def make_model(
     if out.shape != (2, n_classes): raise Refused(f'--model {name}: gives {tuple(out.shape)} for 2 pictures, needs (2, {n_classes})')
     return model
 
+# %% ../nbs/04d_model.ipynb #c347bc1e
 def picture_config(
     model:nn.Module, # As `make_model` makes it
     size:int=None,   # Side in pixels; None: as the model comes

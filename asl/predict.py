@@ -101,7 +101,7 @@ def _as_csv(rows):
 
 _formats = dict(table=_as_table, json=_as_json, csv=_as_csv)
 
-# %% ../nbs/05g_predict.ipynb #d6d472f1
+# %% ../nbs/05g_predict.ipynb #3721086e
 class Deployed(nn.Module):
     "Pictures in, probabilities out: normalisation, network and posterior in one"
     def __init__(self, net, loss, config):
@@ -111,6 +111,7 @@ class Deployed(nn.Module):
 
     def forward(self, image): return self.posterior(self.net((image-self.mean)/self.std))
 
+# %% ../nbs/05g_predict.ipynb #5e29e00b
 def write_onnx(
     path:str, # File to write
     net:nn.Module, loss:nn.Module, # As `load_run` gives them
@@ -129,6 +130,7 @@ def write_onnx(
     _agree(data, model)
     write(path, data)
 
+# %% ../nbs/05g_predict.ipynb #cd094d95
 def _agree(data, model):
     "Refuse what onnxruntime computes otherwise"
     import onnxruntime
@@ -138,7 +140,7 @@ def _agree(data, model):
     got = torch.from_numpy(session.run(None, dict(image=x.numpy()))[0])
     if not torch.allclose(got, want, rtol=1e-3, atol=1e-5): raise Refused(f'--onnx: onnxruntime is off by {(got-want).abs().max():.2g}')
 
-# %% ../nbs/05g_predict.ipynb #478f1e81
+# %% ../nbs/05g_predict.ipynb #529abc39
 def predict(
     run:str,               # Run folder of asl_train
     paths:list=None,       # Images, folders of images, or CSVs with a column of file names
@@ -161,6 +163,7 @@ def predict(
     "Labels of images, with the probabilities that a trained model means"
     return _predict(dict(locals()))
 
+# %% ../nbs/05g_predict.ipynb #2fa6bf12
 def _predict(o):
     "Predict with the options `o`"
     need('timm', 'PIL', 'safetensors')
@@ -193,6 +196,7 @@ def _check(o):
     for name in ('out', 'onnx'):
         if o[name] and os.path.exists(o[name]) and not o['force']: raise Refused(f'--{name} {o[name]}: is there already; --force replaces it')
 
+# %% ../nbs/05g_predict.ipynb #e3edba0a
 def main(argv=None):
     "The command `asl_predict`"
     command(predict, 'asl_predict', argv)

@@ -119,7 +119,7 @@ def load_tensors(path):
     _same_format(about, path)
     return tensors, about
 
-# %% ../nbs/05c_run.ipynb #aa82d857
+# %% ../nbs/05c_run.ipynb #614c3d2f
 def _flat(opt):
     "The state of an optimiser as tensors by name, and the rest as what JSON can hold"
     state = opt.state_dict()
@@ -137,6 +137,7 @@ def _unflat(opt, named):
         else: state.setdefault(int(i), {})[name] = v
     opt.load_state_dict(dict(state=state, param_groups=groups))
 
+# %% ../nbs/05c_run.ipynb #254b1b16
 def save_checkpoint(path, parts, opt, about):
     "State dicts by name, the optimiser and JSON in one file"
     tensors, kept = _flat(opt)

@@ -94,7 +94,7 @@ def _waits(self:Trainer, more):
     "Processes exchange gradients once a step, not once a part"
     return self.accelerator.no_sync(self.model) if more and self.world > 1 else nullcontext()
 
-# %% ../nbs/05e_trainer.ipynb #4cbe39c2
+# %% ../nbs/05e_trainer.ipynb #d3d155d4
 class SharedNorm(TorchFunctionMode):
     "Inside of it, batch norm in training sees the images of all processes"
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -111,6 +111,7 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad): return _Sum.forward(ctx, grad)
 
+# %% ../nbs/05e_trainer.ipynb #4ff552fb
 def _batch_norm(input, running_mean, running_var, weight=None, bias=None, training=False, momentum=.1, eps=1e-5):
     "`F.batch_norm`, with mean and variance over all processes"
     if not training: return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
@@ -154,7 +155,7 @@ def logits(self:Trainer,
     found = {i: row for part in gather_object([(mine, out)]) for i, row in zip(part[0].tolist(), (r for o in part[1] for r in o))}
     return torch.stack([found[i] for i in range(len(data.targets))])
 
-# %% ../nbs/05e_trainer.ipynb #ba2f95b9
+# %% ../nbs/05e_trainer.ipynb #eb07a3a4
 def fit(
     trainer:Trainer,
     train, # What has `targets` and `batches(order, epoch)`, such as `Collages`
@@ -181,6 +182,7 @@ def fit(
         trainer.epoch, trainer.seen, trainer.total = epoch, 0, torch.zeros(())
         yield dict(epoch=epoch) | record, ap
 
+# %% ../nbs/05e_trainer.ipynb #eb72d873
 def _judge(trainer, test, posterior, size):
     "The record of an epoch, and each class's AP"
     logits, targets = trainer.logits(test, size), test.targets.cpu()
