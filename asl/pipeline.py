@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['best_epoch', 'run_training']
 
-# %% ../nbs/05i_pipeline.ipynb #87819308
+# %% ../nbs/05i_pipeline.ipynb #a51fbb5f
 import csv, json, os, shutil, sys, time
 from contextlib import nullcontext
 from io import StringIO
@@ -18,7 +18,7 @@ from .batches import Batches, transform
 from .command import Refused, find_device, fixed, need, versions
 from .data import digit_collages
 from .figures import Outcome
-from .images import bad_images, check_sets, read_images
+from .images import check_sets, read_images, readable
 from .model import make_loss, make_model, meaning, picture_config, start_at_prior, use_pretrained
 from .options import check_numbers, complete, loss_asked
 from .page import write_report
@@ -34,20 +34,12 @@ def _read(o):
     names = ('labels', 'images', 'valid', 'files', 'label_column', 'separator', 'suffix', 'seed')
     return read_images(**{k: o[k] for k in names})
 
-# %% ../nbs/05i_pipeline.ipynb #99635da7
-def _checked(data, bar):
-    "Without the images that cannot be read; and what is wrong with those"
-    bad = bad_images(data.files, tick=bar.update)
-    return data.pick([i for i in range(len(data.files)) if i not in bad]), [f'{data.at(i)}: {why}' for i, why in bad.items()]
-
+# %% ../nbs/05i_pipeline.ipynb #35a24014
 def _readable(train, valid, o, say, hide):
     "Training and validation images that can be read"
     from tqdm import tqdm
     with tqdm(total=len(train.files)+len(valid.files), desc='reading images', file=sys.stdout, leave=False, disable=hide) as bar:
-        (train, bad), (valid, other) = (_checked(d, bar) for d in (train, valid))
-    if (bad := bad+other) and not o['skip_bad']:
-        raise Refused(bad[0] + (f' (and {len(bad)-1} more like it)' if len(bad) > 1 else '') + '; --skip_bad goes on without')
-    if bad: say(f'left out {len(bad)} images that cannot be read, the first: {bad[0]}')
+        train, valid = readable([train, valid], o['skip_bad'], say, bar.update)
     check_sets(o['labels'] or o['images'], train, valid)
     if len(train.files) < 2: raise Refused('too few readable images: needs 2 to train on')
     return train, valid

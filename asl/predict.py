@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_run', 'probabilities', 'Deployed', 'write_onnx', 'predict', 'main']
 
-# %% ../nbs/05g_predict.ipynb #79c5ca8f
+# %% ../nbs/05g_predict.ipynb #bf234eea
 import csv, json, os, sys
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import nn
 
 from .batches import Batches, transform
 from .command import Refused, check, command, find_device, need
-from .images import bad_images
+from .images import readable
 from .labels import ImageSet, _column, _files, _table, _walk
 from .model import make_model, meaning
 from .posterior import Posterior
@@ -35,7 +35,7 @@ def load_run(
     except (RuntimeError, KeyError) as e: raise Refused(f'{run}: its weights cannot be used ({e})') from None
     return net.eval(), meaning(about['settings'], about['single']), about
 
-# %% ../nbs/05g_predict.ipynb #3bbf6122
+# %% ../nbs/05g_predict.ipynb #3eb83111
 def _named(path, images, files, suffix):
     "Paths of the images that a path names, and where each is named: an image, a folder with all in it, or a CSV with a column of names"
     if os.path.isdir(path):
@@ -53,11 +53,7 @@ def _images(paths, images, files, suffix, skip_bad):
     "Those of them that can be read, as an ImageSet without targets"
     files, where = (sum(o, []) for o in zip(*[_named(p, images, files, suffix) for p in paths]))
     data = ImageSet(files, torch.zeros(len(files), dtype=torch.long), [], where)
-    bad = bad_images(files)
-    first = next((f'{data.at(i)}: {why}' for i, why in bad.items()), None)
-    if bad and not skip_bad: raise Refused(f'{first}; --skip_bad goes on without')
-    if bad: print(f'asl_predict: left out {len(bad)} images that cannot be read, the first: {first}', file=sys.stderr)
-    return data.pick([i for i in range(len(files)) if i not in bad])
+    return readable([data], skip_bad, lambda line: print(f'asl_predict: {line}', file=sys.stderr))[0]
 
 # %% ../nbs/05g_predict.ipynb #4109b665
 @torch.no_grad()
@@ -111,7 +107,7 @@ class Deployed(nn.Module):
 
     def forward(self, image): return self.posterior(self.net((image-self.mean)/self.std))
 
-# %% ../nbs/05g_predict.ipynb #5e29e00b
+# %% ../nbs/05g_predict.ipynb #fcbbda1f
 def write_onnx(
     path:str, # File to write
     net:nn.Module, loss:nn.Module, # As `load_run` gives them
@@ -119,7 +115,6 @@ def write_onnx(
 ): # Input `image`, (n, 3, size, size) float32 RGB in [0, 1], any n; output `probability`, (n, C)
     "Write network and posterior as one ONNX file, and check it with onnxruntime"
     need('onnx', 'onnxscript', 'onnxruntime', extra='onnx')
-    import onnx
     model, x = Deployed(net.cpu(), loss.cpu(), about['config']).eval(), torch.rand(2, 3, *[about['config']['size']]*2)
     program = torch.onnx.export(model, (x,), dynamo=True, input_names=['image'], output_names=['probability'],
         dynamic_shapes=dict(image={0: torch.export.Dim('n')}), verbose=False)
