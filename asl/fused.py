@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['one_pass']
 
-# %% ../nbs/01_fused.ipynb #bb21b629
+# %% ../nbs/01_fused.ipynb #b911db66
 import math, weakref
 from functools import lru_cache
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function, forward_ad
 
-from .loss import _invalid, _multi_label, _reduce, _split_logit
+from .loss import _bare, _invalid, _multi_label, _reduce, _split_logit
 
 # %% ../nbs/01_fused.ipynb #b8c1ebfd
 _tanh_series = (.49999999803763184, -.04166657565823834, .004165977352875918, -.0004196958398800431, 4.021677113901893e-05,
@@ -271,15 +271,16 @@ def _way(input, target, settings):
     if input.is_cuda and input.dtype!=torch.float64 and _installed('triton'): return 'triton'
     return 'cpu' if input.device.type=='cpu' else 'plain'
 
-# %% ../nbs/01_fused.ipynb #6cfefcdd
+# %% ../nbs/01_fused.ipynb #b11a660d
 def one_pass(input, target, settings, ignore_index, reduction):
     "The loss by the fastest way that is right here; arguments as `asymmetric_loss_multi_label` has checked them"
     s = _Settings(*settings)
-    args, way = (s, ignore_index, reduction), _way(input, target, s)
-    if way=='plain': return _multi_label(input, target, *args)
-    if way=='compiler': return _whole(input, target, *args)
+    args, bare = (s, ignore_index, reduction), (_bare(input), _bare(target))
+    way = _way(*bare, s)
+    if way=='plain': return _multi_label(*bare, *args)
+    if way=='compiler': return _whole(*bare, *args)
     if way=='triton':
         from asl.triton import multi_label                        # here, because triton is not installed everywhere
-        return multi_label(input, target, *args)
+        return multi_label(*bare, *args)
     need = torch.is_grad_enabled() and input.requires_grad
-    return _Blocks.apply(input, target, *args, need, _again(_multi_label, input, target, *args) if need else None)
+    return _Blocks.apply(*bare, *args, need, _again(_multi_label, input, target, *args) if need else None)

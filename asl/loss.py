@@ -139,6 +139,14 @@ def _labels(target, dtype, ignore_index):
     _refuse(known & ~((y>=0) & (y<=1)), y, 'target', _invalid(ignore_index))
     return torch.where(known, y, 0.), known
 
+# %% ../nbs/00_loss.ipynb #2ae518c9
+def _bare(x):
+    "x without a subclass that merely adds methods, as fastai's do; one with a dispatch of its own (DTensor) stays"
+    bound = type(x) in (Tensor, nn.Parameter) or type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__
+    return x if bound else x.as_subclass(Tensor)
+
+def _like(out, input): return out if _bare(input) is input else out.as_subclass(type(input))
+
 # %% ../nbs/00_loss.ipynb #a5b6af16
 def _reduce(loss, reduction, count=None):
     "Reduce elementwise losses; count is what 'mean' divides by (None: all)"
@@ -147,10 +155,11 @@ def _reduce(loss, reduction, count=None):
     if reduction=='batchmean': return loss.sum(-1).mean()
     return loss.mean() if count is None else loss.sum()/count
 
-# %% ../nbs/00_loss.ipynb #3e202818
+# %% ../nbs/00_loss.ipynb #dbf979a0
 def _multi_label(input, target, settings, ignore_index, reduction):
     "The loss in plain operations, differentiable any number of times"
     gamma_neg, gamma_pos, clip, eps, smoothing, weight, pos_weight, detach = settings
+    input, target = _bare(input), _bare(target)
     z = input.to(torch.promote_types(input.dtype, torch.float32))
     y, known = _labels(target, z.dtype, ignore_index)
     if known is not None: z = torch.where(known, z, 0.)        # not even nan gets through
@@ -160,7 +169,7 @@ def _multi_label(input, target, settings, ignore_index, reduction):
     if known is None: return _reduce(loss, reduction)
     return _reduce(torch.where(known, loss, 0.), reduction, known.sum() if reduction=='mean' else None)
 
-# %% ../nbs/00_loss.ipynb #a7c62df8
+# %% ../nbs/00_loss.ipynb #e484ce1e
 def asymmetric_loss_multi_label(
     input:Tensor, # Logits, (..., C), any floating dtype; float64 stays, all else is computed and returned in float32
     target:Tensor, # Labels, the shape of input; float in [0, 1], bool, or integer 0/1
@@ -183,7 +192,7 @@ def asymmetric_loss_multi_label(
     dtype = torch.promote_types(input.dtype, torch.float32)
     settings = *[_setting(k, v, input, dtype) for k,v in given.items()], disable_torch_grad_focal_loss
     from asl.fused import one_pass                             # here, because asl.fused imports this module
-    return one_pass(input, target, settings, ignore_index, reduction)
+    return _like(one_pass(input, target, settings, ignore_index, reduction), input)
 
 # %% ../nbs/00_loss.ipynb #44da31b8
 def _log_softmax(z):
@@ -217,20 +226,21 @@ def _index(target, C, ignore_index):
     _refuse(known & ~((t>=0) & (t<C)), t, 'target', f'class indices in [0, {C}), or ignore_index={ignore_index}')
     return torch.where(known, t, 0), known
 
-# %% ../nbs/00_loss.ipynb #f0525f92
+# %% ../nbs/00_loss.ipynb #51892cde
 def _precision(input):
     "What the single-label loss is computed in: float64 where there is one"
     return torch.float64 if input.device.type in ('cpu', 'cuda') else torch.promote_types(input.dtype, torch.float32)
 
 def _single_label(input, target, settings, ignore_index, reduction):
     "The loss in plain operations, differentiable any number of times"
-    (gamma_pos, gamma_neg, eps, weight), z = settings, input.to(_precision(input))
+    (gamma_pos, gamma_neg, eps, weight), input, target = settings, _bare(input), _bare(target)
+    z = input.to(_precision(input))
     t, known = _index(target, z.shape[1], ignore_index)
     loss, w = _per_sample(torch.where(known.unsqueeze(1), z, 0.), t, gamma_pos, gamma_neg, eps, weight)
     loss = _reduce(torch.where(known, loss, 0.), reduction, (known*w).sum() if reduction=='mean' else None)
     return loss.to(torch.promote_types(input.dtype, torch.float32))
 
-# %% ../nbs/00_loss.ipynb #5a9be939
+# %% ../nbs/00_loss.ipynb #61bbbda5
 def asymmetric_loss_single_label(
     input:Tensor, # Logits, (N, C) or (N, C, d1, ...), any floating dtype; float64 stays, all else is returned in float32
     target:Tensor, # Class indices, (N) or (N, d1, ...), any integer dtype
@@ -247,20 +257,22 @@ def asymmetric_loss_single_label(
     given = dict(gamma_pos=gamma_pos, gamma_neg=gamma_neg, eps=eps, weight=weight)
     settings = [_setting(k, v, input, _precision(input), 1-input.ndim) for k,v in given.items()]
     from asl.rows import by_rows                               # here, because asl.rows imports this module
-    return by_rows(input, target, settings, ignore_index, reduction)
+    return _like(by_rows(input, target, settings, ignore_index, reduction), input)
 
-# %% ../nbs/00_loss.ipynb #8606f21a
+# %% ../nbs/00_loss.ipynb #83989086
 class _Loss(nn.Module):
     "Settings kept as attributes (tensors as buffers), checked, printed, and handed to _function"
     def __init__(self, **settings):
         super().__init__()
         self._names = tuple(settings)
-        for name,value in settings.items():
-            if name.endswith('weight') and value is not None: value = torch.as_tensor(value)
-            if name.endswith('weight') or isinstance(value, Tensor): self.register_buffer(name, value)
-            else: setattr(self, name, value)
+        for name,value in settings.items(): self._keep(name, value)
         C, device = max([(v.numel(), v.device) for v in self.buffers()], default=(1, 'cpu'), key=lambda o: o[0])
         self(torch.empty(0, C, device=device), self._target(torch.empty(0, C, device=device)))
+
+    def _keep(self, name, value):
+        if name.endswith('weight') and value is not None: value = torch.as_tensor(value)
+        if name.endswith('weight') or isinstance(value, Tensor): self.register_buffer(name, value)
+        else: setattr(self, name, value)
 
     def _settings(self): return {name: getattr(self, name) for name in self._names}
 
@@ -270,22 +282,26 @@ class _Loss(nn.Module):
         show = lambda v: v if not isinstance(v, Tensor) else f'tensor{tuple(v.shape)}' if v.ndim else f'{v.item():g}'
         return ', '.join(f'{name}={show(value)}' for name,value in self._settings().items() if value is not None)
 
-# %% ../nbs/00_loss.ipynb #d94fb42c
+# %% ../nbs/00_loss.ipynb #01d1064b
 class AsymmetricLossMultiLabel(_Loss):
     "`asymmetric_loss_multi_label` as a module; arguments, in order, as timm's of this name"
     _function, _target = staticmethod(asymmetric_loss_multi_label), staticmethod(lambda input: input)
 
     def __init__(self, gamma_neg=4, gamma_pos=1, clip=0.05, eps=None, disable_torch_grad_focal_loss=False, smoothing=0.,
-            reduction='sum', weight=None, pos_weight=None, ignore_index=-100):
+            reduction='sum', weight=None, pos_weight=None, ignore_index=-100, *, thresh=.5):
         super().__init__(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, eps=eps,
             disable_torch_grad_focal_loss=disable_torch_grad_focal_loss, smoothing=smoothing, reduction=reduction,
             weight=weight, pos_weight=pos_weight, ignore_index=ignore_index)
+        if not torch.as_tensor((thresh>=0) & (thresh<=1)).all():
+            raise ValueError(f'thresh: got {thresh}, needs a probability in [0, 1], or one a class')
+        self._keep('thresh', thresh)
 
-# %% ../nbs/00_loss.ipynb #a7752947
+# %% ../nbs/00_loss.ipynb #3fede3d8
 class AsymmetricLossSingleLabel(_Loss):
     "`asymmetric_loss_single_label` as a module; arguments, in order, as timm's of this name"
     _function = staticmethod(asymmetric_loss_single_label)
     _target = staticmethod(lambda input: input.new_empty(0, dtype=torch.long))
+    y_int = True                                               # fastai's sign for integer targets, which its mixup cannot mix
 
     def __init__(self, gamma_pos=1, gamma_neg=4, eps=0.1, reduction='mean', weight=None, ignore_index=-100):
         super().__init__(gamma_pos=gamma_pos, gamma_neg=gamma_neg, eps=eps, reduction=reduction, weight=weight,

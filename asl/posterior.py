@@ -241,3 +241,25 @@ class Posterior(nn.Module):
         self.loss = loss
 
     def forward(self, input): return self.loss.posterior(input)
+
+# %% ../nbs/02_posterior.ipynb #a501af39
+@patch
+def activation(self:AsymmetricLossMultiLabel, input):
+    "Same as `posterior`: what fastai calls it"
+    return self.posterior(input)
+
+@patch
+def decodes(self:AsymmetricLossMultiLabel, probability):
+    "Which labels are there, given their posteriors: those above `thresh`"
+    return probability > torch.as_tensor(self.thresh, device=probability.device)
+
+# %% ../nbs/02_posterior.ipynb #f6b400da
+@patch
+def activation(self:AsymmetricLossSingleLabel, input):
+    "Same as `posterior`: what fastai calls it"
+    return self.posterior(input)
+
+@patch
+def decodes(self:AsymmetricLossSingleLabel, probability):
+    "The most probable class, given posteriors, (N, C, ...)"
+    return probability.argmax(1)

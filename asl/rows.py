@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['by_rows']
 
-# %% ../nbs/01a_rows.ipynb #9471c804
+# %% ../nbs/01a_rows.ipynb #664bb2b3
 import math
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .fused import _again, _needs_graph, _power, _way
-from .loss import _index, _reduce, _single_label
+from .loss import _bare, _index, _reduce, _single_label
 
 # %% ../nbs/01a_rows.ipynb #651e1e62
 _block, _small = 2**19, 2**14                                    # entries that fit into the cache; too few to matter
@@ -242,19 +242,20 @@ class _Whole(Function):
         z = _wide(input, s[1])
         return torch.where(known, _slope(z, t, s, row, sums)*g.to(z.dtype), 0.).to(input.dtype), *[None]*6
 
-# %% ../nbs/01a_rows.ipynb #a1b5f238
+# %% ../nbs/01a_rows.ipynb #1422dee6
 def by_rows(input, target, settings, ignore_index, reduction):
     "The loss by the fastest way that is right here; arguments as `asymmetric_loss_single_label` has checked them"
-    args, way = (settings, ignore_index, reduction), _way(input, target, settings)
-    if way=='plain': return _single_label(input, target, *args)
+    args, (z, t) = (settings, ignore_index, reduction), (_bare(input), _bare(target))
+    way = _way(z, t, settings)
+    if way=='plain': return _single_label(z, t, *args)
     if way=='compiler':
-        t, known = _index(target.unsqueeze(1), input.shape[1], ignore_index)
-        t = t.clamp(0, input.shape[1]-1)                          # so that it is _index which complains
+        t, known = _index(t.unsqueeze(1), z.shape[1], ignore_index)
+        t = t.clamp(0, z.shape[1]-1)                              # so that it is _index which complains
         count = torch.where(known, _of(settings[3], t), 0.).sum() if reduction=='mean' else None
-        loss = _reduce(_Whole.apply(input, t, known, *settings).squeeze(1), reduction, count)
-        return loss.to(torch.promote_types(input.dtype, torch.float32))
+        loss = _reduce(_Whole.apply(z, t, known, *settings).squeeze(1), reduction, count)
+        return loss.to(torch.promote_types(z.dtype, torch.float32))
     if way=='triton':
         from asl.triton import single_label                       # here, because triton is not installed everywhere
-        return single_label(input, target, *args)
-    need = torch.is_grad_enabled() and input.requires_grad
-    return _Rows.apply(input, target, *args, need, _again(_single_label, input, target, *args) if need else None)
+        return single_label(z, t, *args)
+    need = torch.is_grad_enabled() and z.requires_grad
+    return _Rows.apply(z, t, *args, need, _again(_single_label, input, target, *args) if need else None)

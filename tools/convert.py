@@ -1,17 +1,19 @@
 """Notebooks for the documentation: processed by nbdev, which writes for Quarto, and from there to the Markdown of MyST, or to plain
 Markdown as GitHub shows it."""
 import inspect, pydoc, re, sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from textwrap import wrap
 import nbformat, yaml
 from execnb.nbio import nb2str, read_nb
+from nbdev import processors
 from nbdev.config import get_config
+from nbdev.doclinks import NbdevLookup
 from nbdev.processors import FilterDefaults, exec_show_docs
-from asl._modidx import d as index
 
 cfg = get_config()
 host = f'{cfg.doc_host}{cfg.doc_baseurl}'.rstrip('/')+'/'
+processors.NbdevLookup = partial(NbdevLookup, skip_mods='asl.jax')    # names mean PyTorch's functions, not JAX's
 
 code = re.compile(r'^(`{3,}).*?^\1`*[ \t]*$|`[^`\n]+`', re.M|re.S)
 callout = re.compile(r'^:::+ *\{\.callout-(\w+)[^}]*\}\n+(?:#+ +([^\n]+)\n)?(.*?)^:::+ *$', re.M|re.S)
@@ -34,13 +36,9 @@ def admonition(m, plain):
     lines = [f'[!{kind.upper()}]', *([f'**{title}**', ''] if title else []), *body.splitlines()]
     return '\n'.join(f'> {line}'.rstrip() for line in lines)
 
-def find(name):
-    "The function or class of `asl` that has this name"
-    return pydoc.locate(next(path for names in index['syms'].values() for path in names if path.split('.', 2)[2]==name))
-
-def signature(name):
+def signature(name, found):
     "How to call it; nbdev's own signature has too long lines, and no `*`"
-    try: call = inspect.signature(find(name))
+    try: call = inspect.signature(found)
     except ValueError: return f'{name}(*args)'      # an exception's constructor, which is C
     arguments = [o.replace(annotation=o.empty) for o in call.parameters.values() if o.name!='self']
     return name + re.sub(r'<.* at 0x\w+>', '...', str(call.replace(parameters=arguments, return_annotation=call.empty)))
@@ -48,9 +46,10 @@ def signature(name):
 def reference(m, plain):
     "nbdev's entry for a function or class: its name, link, signature, sentence, and then what was said about each argument"
     link, heading, name, definition, about = m.groups()
-    link = f"{link.split('#')[0]}#L{inspect.getsourcelines(find(name))[1]}"
+    found = pydoc.locate(f"asl.{Path(link.split('#')[0]).stem}.{name}")     # two modules may have the same names
+    link = f"{link.split('#')[0]}#L{inspect.getsourcelines(found)[1]}"
     if plain: return f'{heading}\n\n[source]({link})\n\n{definition}{about}'
-    short = '\n'.join(wrap(signature(name), 88, subsequent_indent='    '))
+    short = '\n'.join(wrap(signature(name, found), 88, subsequent_indent='    '))
     listed = [(f'{argument}: {kind}'.removesuffix(': '), text) for argument, kind, text in documented.findall(definition)]
     listed += [(f'returns {kind}', text) for kind, text in returned.findall(definition)]
     items = '\n\n'.join(f'`{argument}`\n: {text}' for argument, text in listed)

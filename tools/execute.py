@@ -41,9 +41,9 @@ def run(path, check=False):
     os.chdir(path.parent)
     old, new, shell = read_nb(path), read_nb(path), CaptureShell(path=path.parent)
     for cell in new.cells:
-        if cell.cell_type!='code': continue
+        if cell.cell_type!='code' or re.search(r'^#\| *(eval: *false|notest)', cell.source, re.M): continue   # keeps what it shows
         cell.outputs = []
-        if not re.search(r'^#\| *(eval: *false|notest)', cell.source, re.M): shell.cell(cell)
+        shell.cell(cell)
         cell.outputs = [o for o in cell.outputs if o.get('name')!='stderr']     # logs and progress bars: never the same twice
         if shell.exc: return [f'{cell.id}: {type(shell.exc).__name__}: {shell.exc}\n{cell.source}']
     clean_nb(new, clean_ids=True)

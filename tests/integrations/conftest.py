@@ -1,0 +1,4 @@
+"What needs the frameworks' own environment: pip install -e '.[integrations]'. Elsewhere there is nothing here to run."
+from importlib.util import find_spec
+
+if not all(map(find_spec, ('fastai', 'transformers', 'lightning'))): collect_ignore_glob = ['*']

@@ -1,0 +1,20 @@
+"The page's examples, pasted into files: they run where the frameworks are, in fifteen lines, and print and draw what the page shows"
+import sys
+from pathlib import Path
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2]/'tools'))
+import examples
+from execute import compare
+
+page = examples.examples()
+
+@pytest.mark.parametrize('name', page)
+def test_example(name, tmp_path):
+    text, outputs = examples.source(page[name]), page[name]['outputs']
+    lines = [o for o in text.splitlines() if o and not o.startswith('#|')]
+    assert len(lines)<=15 and max(map(len, lines))<=130
+    new = examples.run(text, tmp_path)
+    assert new, 'it shows nothing'
+    faults = compare(examples.stored(outputs), examples.stored(new), '#| varies' in text)
+    assert not faults, faults[0]
