@@ -100,11 +100,11 @@ def _check(input, target, reduction, single=False):
     reductions = ('none', 'sum', 'mean') + (() if single else ('batchmean',))
     if reduction not in reductions: raise ValueError(f'reduction: got {reduction!r}, needs one of {reductions}')
 
-# %% ../nbs/00_loss.ipynb #ae36f0cf
+# %% ../nbs/00_loss.ipynb #c92774b1
 _gamma = 'a finite number >= 0', lambda v: (v>=0) & (v<math.inf)
 _share = 'a number in [0, 1]', lambda v: (v>=0) & (v<=1)
 _below_1 = 'a number in [0, 1)', lambda v: (v>=0) & (v<1)
-_ranges = dict(gamma_neg=_gamma, gamma_pos=_gamma, clip=_below_1, eps=_share, smoothing=_share)
+_ranges = dict(gamma_neg=_gamma, gamma_pos=_gamma, clip=_below_1, eps=_share, smoothing=_share, thresh=_share)
 _absent = dict(clip=0., weight=1., pos_weight=1.)              # what None stands for
 
 # %% ../nbs/00_loss.ipynb #5285595b
@@ -282,7 +282,7 @@ class _Loss(nn.Module):
         show = lambda v: v if not isinstance(v, Tensor) else f'tensor{tuple(v.shape)}' if v.ndim else f'{v.item():g}'
         return ', '.join(f'{name}={show(value)}' for name,value in self._settings().items() if value is not None)
 
-# %% ../nbs/00_loss.ipynb #01d1064b
+# %% ../nbs/00_loss.ipynb #10ef4d78
 class AsymmetricLossMultiLabel(_Loss):
     "`asymmetric_loss_multi_label` as a module; arguments, in order, as timm's of this name"
     _function, _target = staticmethod(asymmetric_loss_multi_label), staticmethod(lambda input: input)
@@ -292,8 +292,8 @@ class AsymmetricLossMultiLabel(_Loss):
         super().__init__(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, eps=eps,
             disable_torch_grad_focal_loss=disable_torch_grad_focal_loss, smoothing=smoothing, reduction=reduction,
             weight=weight, pos_weight=pos_weight, ignore_index=ignore_index)
-        if not torch.as_tensor((thresh>=0) & (thresh<=1)).all():
-            raise ValueError(f'thresh: got {thresh}, needs a probability in [0, 1], or one a class')
+        like = thresh.new_empty(0, thresh.numel()) if isinstance(thresh, Tensor) else torch.empty(0, 1)
+        _setting('thresh', thresh, like, torch.float32)        # refuses what is no probability
         self._keep('thresh', thresh)
 
 # %% ../nbs/00_loss.ipynb #3fede3d8
