@@ -156,7 +156,7 @@ def _scaled(s, reduction, count, N, dtype):
     if isinstance(count, Tensor): count = count.to(dtype)
     return s if reduction=='sum' else s._replace(weight=s.weight/count if isinstance(count, Tensor) or count else math.nan)
 
-# %% ../nbs/07_linear.ipynb #2d69f24c
+# %% ../nbs/07_linear.ipynb #ff5a26c4
 @_disable_dynamo
 def linear_asymmetric_loss(
     hidden:Tensor, # What the head sees, (..., D), any floating dtype
@@ -176,7 +176,7 @@ def linear_asymmetric_loss(
     reduction:str='sum', # 'sum', 'mean', 'batchmean'
     sparse_grad:bool=False, # Gradients of weight and bias as sparse tensors of the active classes
     budget:int=_budget, # Bytes for a tile and what is computed from it
-    stats:dict|None=None, # Filled with shares: easy entries, tiles skipped
+    stats:dict|None=None, # Filled with shares of the entries: active; in tiles skipped, sparse, columns, dense
 ) -> Tensor: # Scalar
     "`asymmetric_loss_multi_label(F.linear(hidden, weight, bias), target, ...)`; the logits are never whole in memory"
     if torch._C._are_functorch_transforms_active(): raise RuntimeError(_instead.format('torch.func'))

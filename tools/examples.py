@@ -11,16 +11,15 @@ notebook = root/'nbs/12_integrations.ipynb'
 environment = dict(OMP_NUM_THREADS='1', COLUMNS='80', NO_COLOR='1', MPLBACKEND='agg', TQDM_DISABLE='1', HF_HUB_OFFLINE='1')
 start = """import runpy, sys
 runpy.run_path(sys.argv[1], run_name='__main__')
-if (plt := sys.modules.get('matplotlib.pyplot')) and plt.get_fignums(): plt.savefig(sys.argv[2], dpi=144, bbox_inches='tight', transparent=True)"""
-
-def cells(): return json.loads(notebook.read_text())['cells']
+plt = sys.modules.get('matplotlib.pyplot')
+if plt and plt.get_fignums(): plt.savefig(sys.argv[2], dpi=144, bbox_inches='tight', transparent=True)"""
 
 def source(cell): return ''.join(cell['source'])
 
-def examples():
-    "By the heading above it, each cell that is an example: a program with imports"
+def examples(nb):
+    "By the heading above it, each cell of a notebook that is an example: a program with imports"
     found, heading = {}, None
-    for cell in cells():
+    for cell in nb['cells']:
         text = source(cell)
         if cell['cell_type']=='markdown' and text.startswith('## '): heading = text.splitlines()[0][3:]
         elif cell['cell_type']=='code' and 'import' in text:
@@ -49,8 +48,7 @@ def stored(outputs):
 
 def main():
     nb = json.loads(notebook.read_text())
-    wanted = {cell['id'] for cell in examples().values()}
-    todo = [cell for cell in nb['cells'] if cell['id'] in wanted]
+    todo = list(examples(nb).values())
     def again(cell):
         with TemporaryDirectory() as folder: cell['outputs'] = run(source(cell), folder)
     with ThreadPoolExecutor(2) as pool: list(pool.map(again, todo))

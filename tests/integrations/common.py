@@ -4,6 +4,7 @@ import copy, os, signal, subprocess, sys, time
 import torch
 from torch import nn
 
+from asl import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel
 from asl.data import digit_collages
 
 as_bce = dict(gamma_neg=0, gamma_pos=0, clip=0)         # at these settings the loss is binary cross entropy
@@ -16,6 +17,8 @@ def data(n=64, ignore=None, single=False, dtype=torch.float64):
     if not ignore: return images.to(dtype), y
     share = torch.linspace(0, .9, n).view(-1, *[1]*(y.ndim-1))
     return images.to(dtype), y.masked_fill(torch.rand(y.shape, generator=seeded(2))<share, -100)
+
+def losses(single): return AsymmetricLossSingleLabel if single else AsymmetricLossMultiLabel
 
 def seeded(seed): return torch.Generator().manual_seed(seed)
 

@@ -1,5 +1,5 @@
 "The page's examples, pasted into files: they run where the frameworks are, in fifteen lines, and print and draw what the page shows"
-import sys
+import json, sys
 from pathlib import Path
 import pytest
 
@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]/'tools'))
 import examples
 from execute import compare
 
-page = examples.examples()
+page = examples.examples(json.loads(examples.notebook.read_text()))
 
 @pytest.mark.parametrize('name', page)
 def test_example(name, tmp_path):

@@ -3,7 +3,7 @@ import pytest, torch
 from torch.nn import functional as F
 
 from asl import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel
-from common import as_bce, as_ce, data, chunks, off, sgd, weights
+from common import as_bce, as_ce, data, chunks, losses, off, sgd, weights
 
 transformers = pytest.importorskip('transformers')
 from sklearn.metrics import average_precision_score
@@ -43,11 +43,6 @@ def update(folder, *args, **kwargs):
     before = weights(t.model)
     t.train()
     return weights(t.model) - before
-
-@pytest.fixture(params=[False, True], ids=['multi', 'single'])
-def single(request): return request.param
-
-def losses(single): return AsymmetricLossSingleLabel if single else AsymmetricLossMultiLabel
 
 @pytest.mark.parametrize('n', [64, 58], ids=['even', 'uneven end'])
 @pytest.mark.parametrize('ignore', [None, 'uneven'])

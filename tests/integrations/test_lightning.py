@@ -3,7 +3,7 @@ import pytest, torch
 from torch.nn import functional as F
 
 from asl import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel
-from common import as_bce, as_ce, chunks, data, net, off, seeded, sgd, weights
+from common import as_bce, as_ce, chunks, data, losses, net, off, seeded, sgd, weights
 
 L = pytest.importorskip('lightning')
 from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score, MulticlassAccuracy
@@ -63,11 +63,6 @@ def fit(lit, x, y, size=16, **kwargs):
     return weights(lit.net)-before
 
 def plain(loss, x, y, size=16): return sgd(net(), loss, chunks(x, y, size)) - weights(net())
-
-@pytest.fixture(params=[False, True], ids=['multi', 'single'])
-def single(request): return request.param
-
-def losses(single): return AsymmetricLossSingleLabel if single else AsymmetricLossMultiLabel
 
 def what_happens(loss, single):
     lit, t, (x, y) = Lit(loss, single=single), trainer(epochs=2), data(58, single=single)

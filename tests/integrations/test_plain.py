@@ -6,12 +6,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from asl import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel
-from common import as_bce, as_ce, chunks, data, grads, net, off, sgd, weights
-
-@pytest.fixture(params=[False, True], ids=['multi', 'single'])
-def single(request): return request.param
-
-def losses(single): return AsymmetricLossSingleLabel if single else AsymmetricLossMultiLabel
+from common import as_bce, as_ce, chunks, data, grads, losses, net, off, sgd, weights
 
 def autocast_step(model, loss, x, y, dtype, scaler=None, lr=1e-4):
     "One step in mixed precision; the loss, and the change of all weights"
