@@ -7,6 +7,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 os.environ.update(OMP_NUM_THREADS='1', COLUMNS='80', NO_COLOR='1')  # the same numbers and widths everywhere
+heavy = 'torch', 'timm', 'torchmetrics', 'matplotlib.pyplot'    # imported once: each notebook has a process forked from there
 number = re.compile(r'(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?(?!\w)', re.I)
 
 def same(old, new, tolerance=1e-5):
@@ -54,7 +55,9 @@ def run(path, check=False):
 def main(args):
     from nbdev.doclinks import nbglob
     check, paths = '--check' in args, [Path(o).resolve() for o in args if o!='--check'] or sorted(nbglob(as_path=True))
-    with ProcessPoolExecutor(min(2, len(paths)), get_context('spawn'), max_tasks_per_child=1) as pool:
+    context = get_context('forkserver' if hasattr(os, 'fork') else 'spawn')
+    if hasattr(os, 'fork'): context.set_forkserver_preload([*heavy])
+    with ProcessPoolExecutor(min(2, len(paths)), context, max_tasks_per_child=1) as pool:
         results = list(zip(paths, pool.map(run, paths, [check]*len(paths))))
     for path, faults in results:
         print(f"{'FAILED' if faults else 'ok'} {path.name}", *faults, sep='\n  ')
