@@ -1,4 +1,4 @@
-"`asl_train` and `asl_predict` on images of one's own, as their users run them: in processes of their own."
+"`asl_train` and `asl_predict` on images of one's own: in processes of their own where that can matter, else called in this one."
 import csv, io, json, os, random, signal, subprocess, sys, time
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from importlib import import_module
@@ -19,6 +19,11 @@ def run(command, *args, cwd, **kw):
 def good(result):
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+def called(command, *args, cwd):
+    "What a command prints that is called in this process, where nothing heavy need be imported anew"
+    with chdir(cwd), redirect_stdout(io.StringIO()) as out: import_module(f'asl.{command}').main([str(a) for a in args])
+    return out.getvalue()
 
 def line(result):
     "The one line of a refused call"
@@ -73,9 +78,9 @@ def test_a_csv_trains_and_its_run_predicts(data, trained):
 
     table = good(run('predict', folder, 'img/000.png', 'img/001.png', cwd=data))
     assert len(table.splitlines()) == 2 and all(c in table for c in colours)
-    told = json.loads(good(run('predict', folder, 'img', '--format', 'json', cwd=data)))
+    told = json.loads(called('predict', folder, 'img', '--format', 'json', cwd=data))
     assert len(told) == 90 and all(0 <= p <= 1 for r in told for p in r['labels'].values())
-    rows = list(csv.DictReader(good(run('predict', folder, 'labels.csv', '--images', 'img', '--threshold', .2, '--format', 'csv', cwd=data)).splitlines()))
+    rows = list(csv.DictReader(called('predict', folder, 'labels.csv', '--images', 'img', '--threshold', .2, '--format', 'csv', cwd=data).splitlines()))
     chosen = {(r['file'], r['label']) for r in rows}
     assert chosen == {(r['file'], c) for r in told for c, p in r['labels'].items() if p >= .2}
 
@@ -85,7 +90,7 @@ def test_the_report_says_what_predict_says(data, trained):
     truth = {n: set(t.split('|'))-{''} for n, t in list(csv.reader((data/'labels.csv').open(encoding='utf-8-sig')))[1:]}
     valid = [r['file'] for r in csv.DictReader((folder/'split.csv').open(encoding='utf-8')) if r['valid'] == '1']
     (data/'valid.csv').write_text('file\n' + '\n'.join(valid), encoding='utf-8')
-    told = json.loads(good(run('predict', folder, 'valid.csv', '--images', 'img', '--threshold', .5, '--last', '--format', 'json', cwd=data)))
+    told = json.loads(called('predict', folder, 'valid.csv', '--images', 'img', '--threshold', .5, '--last', '--format', 'json', cwd=data))
     pairs = [(set(r['labels']), truth[Path(r['file']).name]) for r in told]
     f1 = 200*sum(len(a & b) for a, b in pairs)/sum(len(a)+len(b) for a, b in pairs)
     assert abs(f1-json.loads((folder/'result.json').read_text(encoding='utf-8'))['OF1_posterior']) < .01
@@ -93,7 +98,7 @@ def test_the_report_says_what_predict_says(data, trained):
 def test_onnx_says_the_same(data, trained):
     import onnxruntime
     folder, _ = trained
-    told = json.loads(good(run('predict', folder, 'img/000.png', 'img/005.png', '--onnx', 'model.onnx', '--format', 'json', cwd=data)))
+    told = json.loads(called('predict', folder, 'img/000.png', 'img/005.png', '--onnx', 'model.onnx', '--format', 'json', cwd=data))
     session = onnxruntime.InferenceSession(data/'model.onnx')
     classes, size = json.loads(session.get_modelmeta().custom_metadata_map['classes']), session.get_inputs()[0].shape[-1]
     pictures = [Image.open(data/'img'/n).resize((size, size), Image.Resampling.BICUBIC) for n in ('000.png', '005.png')]
@@ -109,6 +114,7 @@ def killed(data, name, *options, epochs=6, saves):
     p = subprocess.Popen([sys.executable, '-c', code, 'labels.csv', '--images', 'img', *quick, '--epochs', str(epochs), '--checkpoint', '0',
         '--name', name, *options], cwd=data, stdout=subprocess.DEVNULL)
     new, seen, last = data/'runs'/name/'.checkpoint.safetensors.new', 0, None
+    while not new.parent.exists() and p.poll() is None: time.sleep(.01)          # from here on, without a pause: a save is short
     while seen < saves and p.poll() is None:
         try: stamp = new.stat().st_ino
         except FileNotFoundError: stamp = None
@@ -124,20 +130,20 @@ def test_killed_at_three_random_moments_and_resumed(data, trained):
     reference, seed = trained[0], random.randrange(10**6)
     for i, saves in enumerate(random.Random(seed).sample(range(1, 24), 3)):
         folder = killed(data, f'kill{i}', saves=saves)
-        good(run('train', '--resume', folder, cwd=data))
+        called('train', '--resume', folder, cwd=data)
         for name in kept: assert (folder/name).read_bytes() == (reference/name).read_bytes(), (seed, saves, name)
         assert not list(folder.glob('.*'))
 
 def test_killed_twice_before_and_after(data, trained):
     "Killed when there was nothing yet but the settings, killed while resuming; with a loss that adapts and chance in the network"
     options = ['--adaptive', '--opt', 'lamb', '--sched', 'cosine', '--accumulate', '2']
-    good(run('train', 'labels.csv', '--images', 'img', *quick, '--epochs', 3, '--name', 'adapted', *options, cwd=data))
+    called('train', 'labels.csv', '--images', 'img', *quick, '--epochs', 3, '--name', 'adapted', *options, cwd=data)
     folder = killed(data, 'twice', *options, epochs=3, saves=4)
     for stale in ('.best.safetensors.new', '.metrics.jsonl.new'): (folder/stale).write_bytes(b'half')
     good(run('train', '--resume', folder, cwd=data))
     for name in (*kept, 'gamma.png'): assert (folder/name).read_bytes() == (data/'runs'/'adapted'/name).read_bytes(), name
     for name in ('checkpoint', 'best', 'last'): (folder/f'{name}.safetensors').unlink()
-    good(run('train', '--resume', folder, cwd=data))
+    called('train', '--resume', folder, cwd=data)
     for name in kept: assert (folder/name).read_bytes() == (data/'runs'/'adapted'/name).read_bytes(), name
 
 def test_resume_refuses_what_is_not_the_run(data, trained):
@@ -162,12 +168,14 @@ def test_a_run_is_not_overwritten(data, trained):
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 def processes(data, n, *options):
-    "The metrics of a run by n processes"
-    started = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={n}', f'--master_port={29700+random.randrange(200)}', '-m', 'asl.train']
-    result = subprocess.run([*started, *map(str, options), '--name', f'{n}-of-{len(options)}'], cwd=data, capture_output=True, text=True, timeout=500)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count('epoch   1/') == 1
-    return [json.loads(l) for l in (data/'runs'/f'{n}-of-{len(options)}'/'metrics.jsonl').read_text().splitlines()]
+    "The metrics of a run by n processes; one is this one"
+    name = f'{n}-of-{len(options)}'
+    if n == 1: out = called('train', *options, '--name', name, cwd=data)
+    else:
+        started = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={n}', f'--master_port={29700+random.randrange(200)}', '-m', 'asl.train']
+        out = good(subprocess.run([*started, *map(str, options), '--name', name], cwd=data, capture_output=True, text=True, timeout=500))
+    assert out.count('epoch   1/') == 1
+    return [json.loads(l) for l in (data/'runs'/name/'metrics.jsonl').read_text().splitlines()]
 
 @pytest.mark.parametrize('source', ['columns.csv', 'digits'])
 def test_two_processes_give_the_metrics_of_one(data, source):
@@ -179,12 +187,12 @@ def test_two_processes_give_the_metrics_of_one(data, source):
 
 def test_a_folder_per_class(data, tmp_path):
     for i in range(30): discs(tmp_path/'pets'/list(colours)[i%3], [list(colours)[i%3]], i)
-    out = good(run('train', '--images', 'pets', *quick, '--epochs', 4, '--valid', '0.3', cwd=tmp_path))
+    out = called('train', '--images', 'pets', *quick, '--epochs', 4, '--valid', '0.3', cwd=tmp_path)
     assert 'accuracy' in out and '3 classes; 21 images to train on, 9 to validate' in out
-    told = json.loads(good(run('predict', 'runs/asl-0', 'pets', '--format', 'json', cwd=tmp_path)))
+    told = json.loads(called('predict', 'runs/asl-0', 'pets', '--format', 'json', cwd=tmp_path))
     assert len(told) == 30 and all(abs(sum(r['labels'].values())-1) < 1e-4 for r in told)
     assert 'ce, focal' in refused('train', '--images', 'pets', '--loss', 'bce', cwd=tmp_path)
-    good(run('train', '--images', 'pets', *quick, '--epochs', 1, '--loss', 'ce', '--model', 'test_vit', '--size', 32, '--augment', 'rand-m7-mstd0.5', cwd=tmp_path))
+    called('train', '--images', 'pets', *quick, '--epochs', 1, '--loss', 'ce', '--model', 'test_vit', '--size', 32, '--augment', 'rand-m7-mstd0.5', cwd=tmp_path)
 
 def test_a_timm_model_with_pretrained_weights_that_cannot_be_had(data):
     out = good(run('train', 'labels.csv', '--images', 'img', '--model', 'test_resnet', '--size', 64, '--pretrained', '--epochs', 1, '--threads', 1,
@@ -198,7 +206,7 @@ def test_skip_bad_says_how_many(data, trained):
     (data/'img'/'cut.png').write_bytes((data/'img'/'000.png').read_bytes()[:80])
     try:
         assert 'cut.csv, row 92: img/none.png: no such file' in refused('train', 'cut.csv', '--images', 'img', '--valid', '.01', *quick, cwd=data)
-        out = good(run('train', 'cut.csv', '--images', 'img', *quick, '--epochs', 1, '--skip-bad', cwd=data))
+        out = called('train', 'cut.csv', '--images', 'img', *quick, '--epochs', 1, '--skip-bad', cwd=data)
         assert 'left out 2 images that cannot be read' in out
         assert 'truncated' in refused('predict', trained[0], 'img', cwd=data)
     finally: (data/'img'/'cut.png').unlink()
@@ -210,7 +218,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(data, trained):
     result = subprocess.run([sys.executable, '-c', code, 'labels.csv', '--images', 'img', *quick, '--epochs', '6', '--name', 'full'], cwd=data,
         capture_output=True, text=True, timeout=500)
     assert 'checkpoint.safetensors' in line(result)
-    good(run('train', '--resume', 'runs/full', cwd=data))
+    called('train', '--resume', 'runs/full', cwd=data)
     for name in kept: assert (data/'runs'/'full'/name).read_bytes() == (trained[0]/name).read_bytes()
 
 def test_help_names_every_option():
@@ -225,17 +233,17 @@ def test_importing_it_is_light():
 
 def test_the_digits_resume_too(tmp_path):
     options = ['--classes', 10, '--epochs', 2, '--batch_size', 256]
-    good(run('train', *options, '--name', 'ref', cwd=tmp_path))
+    called('train', *options, '--name', 'ref', cwd=tmp_path)
     p = subprocess.Popen([sys.executable, '-c', 'from asl.train import main; main()', *map(str, options), '--name', 'cut', '--checkpoint', '0'], cwd=tmp_path)
     while not (tmp_path/'runs'/'cut'/'checkpoint.safetensors').exists(): time.sleep(.005)
     p.kill()
     p.wait()
-    good(run('train', '--resume', 'runs/cut', cwd=tmp_path))
+    called('train', '--resume', 'runs/cut', cwd=tmp_path)
     for name in kept: assert (tmp_path/'runs'/'cut'/name).read_bytes() == (tmp_path/'runs'/'ref'/name).read_bytes(), name
 
 def test_resumed_from_another_folder(data, tmp_path):
-    good(run('train', '../labels.csv', *quick, '--epochs', 1, '--out', tmp_path, '--name', 'here', cwd=data/'img'))
-    good(run('train', '--resume', tmp_path/'here', cwd=tmp_path))
+    called('train', '../labels.csv', *quick, '--epochs', 1, '--out', tmp_path, '--name', 'here', cwd=data/'img')
+    called('train', '--resume', tmp_path/'here', cwd=tmp_path)
 
 def test_a_class_whose_only_training_image_is_bad(data):
     (data/'img'/'bad.png').write_bytes(b'no image')
@@ -249,7 +257,7 @@ def test_a_run_is_trained_once_at_a_time(data, trained):
     with locked(trained[0]): assert 'another process' in refused('train', '--resume', trained[0], cwd=data)
 
 def test_many_parts_of_a_small_batch(data):
-    good(run('train', 'labels.csv', '--images', 'img', *quick, '--batch_size', 5, '--accumulate', 4, '--epochs', 1, '--name', 'parts', cwd=data))
+    called('train', 'labels.csv', '--images', 'img', *quick, '--batch_size', 5, '--accumulate', 4, '--epochs', 1, '--name', 'parts', cwd=data)
 
 def test_a_name_that_is_not_utf8(data, tmp_path):
     for i in range(8): discs(tmp_path/'pets'/'ab'[i%2], ['rot'], i)

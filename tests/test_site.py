@@ -30,12 +30,16 @@ def browser():
     with TemporaryDirectory() as profile:
         for flag in [*flags, f'--user-data-dir={profile}']: options.add_argument(flag)
         driver = webdriver.Chrome(options, webdriver.ChromeService(driver))
+        driver.get('about:blank')       # leaves chromium's own first page, which a slow machine may still be loading
         yield driver
         driver.quit()
 
+def resize(browser, width):
+    browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(width=width, height=900, deviceScaleFactor=1, mobile=width<600))
+
 def visit(browser, page, width=1280):
     "Open a page and wait for its equations; nothing may leave the machine, be missing, or complain"
-    browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(width=width, height=900, deviceScaleFactor=1, mobile=width<600))
+    resize(browser, width)
     for kind in ('browser', 'performance'): browser.get_log(kind)   # what an earlier page has left
     browser.get(f'{site.as_uri()}/{page}')
     browser.execute_async_script('const done = arguments[0]; window.MathJax ? MathJax.startup.promise.then(() => done()) : done()')
@@ -49,10 +53,21 @@ def quiet(browser):
             assert message['params']['request']['url'].startswith(('file:', 'data:', 'blob:'))
         assert message['method']!='Network.loadingFailed' or message['params'].get('canceled'), message['params']
 
+@pytest.fixture(scope='module', params=pages)
+def page(request, browser):
+    "Opens the page at a width: loaded for a desktop once, and once for a phone, then made wider or narrower"
+    phone = None
+    def opened(width):
+        nonlocal phone
+        if phone==(width<600): resize(browser, width)
+        else: visit(browser, request.param, width)
+        phone = width<600
+        quiet(browser)
+    return opened
+
 @pytest.mark.parametrize('width', widths)
-@pytest.mark.parametrize('page', pages)
 def test_page(browser, page, width):
-    visit(browser, page, width)
+    page(width)
     # Furo hides what is too wide for the page, and on a phone lets the article scroll
     wide = browser.execute_script("""return [document.documentElement, document.querySelector('.content')]
         .filter(o => o.scrollWidth > o.clientWidth).map(o => o.scrollWidth)""")
@@ -66,9 +81,8 @@ def test_page(browser, page, width):
         return page.textContent''')
     assert not re.search(r'\$|\\[a-zA-Z]+|:::|\|[ :]*---|#\||<matplotlib|<Axes|<Figure', prose)
 
-@pytest.mark.parametrize('page', pages)
 def test_links_lead_somewhere(browser, page):
-    visit(browser, page)
+    page(widths[-1])
     for link in browser.execute_script("return [...document.querySelectorAll('a[href], img[src]')].map(o => o.href || o.src)"):
         url = urlsplit(link)
         if url.scheme!='file': continue
