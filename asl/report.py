@@ -13,7 +13,8 @@ from pathlib import Path
 def title(case):
     "A case in words"
     easy = '' if case['easy'] is None else f", {100*case['easy']:g}% easy"
-    return f"{case['task']}-label, {case['size'][0]} x {case['size'][1]}, {case['dtype']}{easy}"
+    what = f"head of {case['features']} features" if 'features' in case else f"{case['task']}-label"
+    return f"{what}, {case['size'][0]} x {case['size'][1]}, {case['dtype']}{easy}"
 
 def _line(r, floor, timm):
     "A row as text"
@@ -66,7 +67,7 @@ def hardware(record):
     return f"{m['gpu'] or m['cpu']}, {v['threads']} of {m['cores']} cores, PyTorch {v['torch']}, {record['date']}"
 
 # %% ../nbs/06a_report.ipynb #0ad4efa0
-def _plot(path, record):
+def _plot(path, record, draw=draw):
     "Write the figure"
     from matplotlib import style
     from matplotlib.figure import Figure

@@ -54,16 +54,16 @@ def test_threads_are_used_recorded_and_given_back(capsys):
     assert torch.get_num_threads() == before
 
 def test_a_compiled_peer_that_fails_is_in_the_table(capsys, monkeypatch):
-    import asl.bench
+    import asl.bench, asl.race
     def breaks(z, y):
         if z.sum()>0: return z.sum()
         return (2*z).sum()
-    monkeypatch.setattr(asl.bench, 'peers', lambda task: {'breaks': breaks})
+    monkeypatch.setattr(asl.race, 'peers', lambda task: {'breaks': breaks})
     record = small(task='single')
     assert [r['mode'] for r in record['rows']] == ['', 'eager']
-    fs = asl.bench.entrants('single', True)
-    z, y = asl.bench.inputs('single', (8, 20))
-    rows = asl.bench.measure(fs, z, y, 1)
+    fs = asl.race.entrants('single', True)
+    z, y = asl.race.inputs('single', (8, 20))
+    rows = asl.race.measure(fs, z, y, 1)
     assert [r['mode'] for r in rows] == ['', 'eager', 'compiled'] and 'both' in rows[1] and 'both' not in rows[2]
     assert 'failed: ' in asl.bench.table([dict(bytes=z.nbytes, **r) for r in rows])
 
@@ -77,7 +77,27 @@ def test_only_too_large_sizes(tmp_path, capsys):
     record = small(task='single', sizes='1000000x1000000', out=str(tmp_path/'a.json'), plot=str(tmp_path/'a.png'))
     assert record['rows'] == [] and json.loads((tmp_path/'a.json').read_text()) == record and not (tmp_path/'a.png').exists()
 
-bad = ['--task foo', '--sizes 64', '--sizes 64x0', '--sizes 8x8,', '--sizes -1x5', '--dtypes float8', '--dtypes float64', '--easy 2',
+def test_heads(tmp_path, capsys):
+    record = small(linear=True, sizes='8x40,4x2000', features=16, easy='.5,.999', out=str(tmp_path/'a.json'), plot=str(tmp_path/'a.png'))
+    who = [('asl', 'eager'), ('timm', 'eager'), ('tiles', 'indices'), ('tiles', 'dense'), ('tiles', 'row-sparse')]
+    assert [(r['peer'], r['mode']) for r in record['rows']] == 4*who
+    assert json.loads((tmp_path/'a.json').read_text()) == record and (tmp_path/'a.png').read_bytes()[:4] == b'\x89PNG'
+    for r in record['rows']:
+        assert r['features'] == 16 and r['bytes'] == 4*r['size'][0]*r['size'][1] and r['both'] == sorted(r['both'])
+        if r['peer'] == 'timm': assert r['peak'] > 11*r['bytes']
+        if r['peer'] == 'asl': assert r['peak'] >= r['bytes']
+        assert abs(sum(r['shares'][k] for k in ('skipped', 'sparse', 'columns', 'dense'))-1) < 1e-9
+    assert 'head of 16 features, 4 x 2000, float32, 99.9% easy' in capsys.readouterr().out
+
+def test_heads_without_timm_and_compiled(capsys, monkeypatch):
+    import asl.race
+    find = asl.race.find_spec
+    monkeypatch.setattr(asl.race, 'find_spec', lambda p: None if p in ('timm', 'torchvision') else find(p))
+    record = bench(linear=True, sizes='8x40', features=8, easy='.9', repeats=1)
+    assert [(r['peer'], r['mode']) for r in record['rows']][:2] == [('asl', 'eager'), ('asl', 'compiled')] and len(record['rows']) == 5
+    assert not any('failed' in r for r in record['rows'])
+
+bad = ['--task foo', '--linear --features 0', '--sizes 64', '--sizes 64x0', '--sizes 8x8,', '--sizes -1x5', '--dtypes float8', '--dtypes float64', '--easy 2',
     '--easy nan', '--easy x', '--repeats 0', '--repeats x', '--threads 0', '--seed -1', '--device tpu', '--size 8x8', '--out missing/a.json',
     '--plot missing/a.png', '--plot a.txt', '--out .', 'a.json']
 
@@ -91,7 +111,7 @@ def refused(options, capsys):
 @pytest.mark.parametrize('options', bad)
 def test_a_bad_option_is_one_line(tmp_path, monkeypatch, capsys, options):
     monkeypatch.chdir(tmp_path)
-    assert options.split()[0] in refused(options, capsys) and not list(tmp_path.iterdir())
+    assert options.split()[-2 if options.startswith('--linear') else 0] in refused(options, capsys) and not list(tmp_path.iterdir())
 
 def test_no_gpu_is_one_line(monkeypatch, capsys):
     import torch
@@ -112,9 +132,9 @@ def test_a_missing_package_is_one_line(monkeypatch, capsys):
     assert "tqdm not installed: pip install 'asl[train]'" in refused('--quick', capsys)
 
 def test_without_timm_the_rest_is_measured(monkeypatch, capsys):
-    import asl.bench
+    import asl.bench, asl.race
     find = asl.bench.find_spec
-    monkeypatch.setattr(asl.bench, 'find_spec', lambda p: None if p in ('timm', 'torchvision') else find(p))
+    for module in (asl.bench, asl.race): monkeypatch.setattr(module, 'find_spec', lambda p: None if p in ('timm', 'torchvision') else find(p))
     record = small(task='multi')
     assert [r['peer'] for r in record['rows']] == ['copy floor', 'asl', 'published', 'BCE'] and 'timm' not in record['versions']
 
