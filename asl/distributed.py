@@ -218,7 +218,7 @@ def _multi_label(loss, logits, target):
 
 # %% ../nbs/08_distributed.ipynb #9b76f2cf
 def _log_softmax(z, mesh):
-    "Eq. (3): log p of own classes; which of them is k; log(1-p_k)"
+    "Eqs. (2)-(4): log p of own classes; which of them is k; log(1-p_k)"
     best, k = z.detach().max(1, keepdim=True)
     bests = _everywhere(best, mesh, Shard(1))
     mine = bests.argmax(1, keepdim=True)==mesh.get_local_rank()
