@@ -6,7 +6,7 @@
 __all__ = ['machine', 'versions', 'bench', 'main']
 
 # %% ../nbs/06_bench.ipynb #c21cf3c9
-import json, math, os, platform, re, shutil, sys, time
+import inspect, json, math, os, platform, re, shutil, sys, time
 from datetime import date
 from functools import partial
 from importlib.metadata import version
@@ -77,8 +77,8 @@ def _check(o):
 
 # %% ../nbs/06_bench.ipynb #7ad59973
 def _lacks(size, device, features=0):
-    "Why a size, of a head if it has features, does not fit into memory, or None"
-    need, free, info = 4*(16 if features else 24)*math.prod(size) + 16*size[1]*features, math.inf, Path('/proc/meminfo')
+    "Why a size, of a head if there are features, does not fit into memory, or None"
+    need, free, info = 24*4*math.prod(size) + 16*size[1]*features, math.inf, Path('/proc/meminfo')
     if device.type=='cuda': free = torch.cuda.mem_get_info(device)[0]
     elif info.exists(): free = 1024*int(re.search(r'MemAvailable: *(\d+)', info.read_text())[1])
     if need>free: return f'out of memory: needs about {need/2**30:.1f} GiB, {free/2**30:.1f} GiB are free'
@@ -104,8 +104,8 @@ def _run(o, record, groups, easy, device):
                 case = dict(task=task, size=size, dtype=dtype, easy=share) | extra
                 bar.write(f'\n{title(case)}', file=sys.stdout)
                 sys.stdout.flush()
-                x, count = given(size, dtype=_dtypes[dtype], easy=share, device=device, seed=o['seed']), math.prod(size)
-                rows = [case | dict(bytes=count*_dtypes[dtype].itemsize, samples=n) | r for r in measure(fs, *x, n, bar.update)]
+                measured = measure(fs, *given(size, dtype=_dtypes[dtype], easy=share, device=device, seed=o['seed']), n, bar.update)
+                rows = [case | dict(bytes=math.prod(size)*_dtypes[dtype].itemsize, samples=n) | r for r in measured]
                 record['rows'] += rows
                 bar.write(table(rows), file=sys.stdout)
                 if o['out']: _save(o['out'], record)
@@ -113,7 +113,8 @@ def _run(o, record, groups, easy, device):
 # %% ../nbs/06_bench.ipynb #b0dcd18b
 def _bench(o):
     "Measure with the options `o`; returns the record"
-    given = ' '.join(f'--{k}' if v is True else f'--{k} {v}' for k, v in o.items() if v not in (None, False))
+    usual = {k: p.default for k, p in inspect.signature(bench).parameters.items()}
+    given = ' '.join(f'--{k}' if v is True else f'--{k} {v}' for k, v in o.items() if v!=usual[k])
     o |= {k: v for k, v in (_quick if o['quick'] else _heads if o['linear'] else _full).items() if o[k] is None}
     (tasks, sizes, dtypes, easy, device), start = _check(o), time.time()
     o['no_compile'] |= o['quick']

@@ -129,7 +129,7 @@ class _ClassParallelHead(LinearAsymmetricLoss):
         _check(logits, logits if isinstance(target, Tensor) and _is_listed(target) else target, reduction)
         if reduction=='none': raise ValueError(_no_none)
         h, t = _inputs(hidden, target, mesh, self.input_layouts, logits.shape[-1], o)
-        part = partial(_head_part, h, W, b, t, given, reduction, budget=self.budget, stats=stats)
+        part = partial(_head_part, h, W, b, t, given, reduction, budget=self.budget, compiled=self.compiled, stats=stats)
         return _total(part, mesh, h.device, reduction, h.shape[:-1].numel())
 
     def predict_topk(self, hidden, k): return _predict(self, hidden, k)

@@ -32,6 +32,7 @@ def heads(compiled):
         plain = lambda h, W, b, index, dense, loss=losses[name]: loss(F.linear(h, W, b), dense)
         out[name, 'eager'] = plain
         if compiled: out[name, 'compiled'] = torch.compile(plain, fullgraph=True, dynamic=False)
+    if compiled: out['tiles', 'compiled'] = lambda h, W, b, index, dense: linear_asymmetric_loss(h, W, b, index, compiled=True)
     return out | {
         ('tiles', 'indices'): lambda h, W, b, index, dense: linear_asymmetric_loss(h, W, b, index),
         ('tiles', 'dense'): lambda h, W, b, index, dense: linear_asymmetric_loss(h, W, b, dense),
@@ -41,7 +42,7 @@ def heads(compiled):
 def measure_heads(fs, hidden, weight, bias, index, dense, repeats, tick=lambda: None):
     "A row for each entrant: times in ms, memory in bytes beyond the gradients, or why it failed; last the shares of the tiles"
     x, stats = (hidden, weight, bias, index, dense), {}
-    step = lambda f: sample(f, *x, untimed=0)
+    step = lambda f: sample(f, *x, untimed=weight.numel()<2**24)
     rows, fit = _tried(fs, step)
     times = race(fit, repeats, step, tick)
     for key, f in fit.items():

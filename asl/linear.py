@@ -71,7 +71,9 @@ class _Gradients:
         return self.hidden, coo(self.all[:len(at)]) if self.need[1] else None, coo(self.bias[at]) if self.need[2] else None
 
 # %% ../nbs/07_linear.ipynb #ad895877
-def _run(hidden, weight, bias, labels, s, ignore_index, need, sparse, tiling, shares):
+_most = {False: .25, True: .055}                                  # share of active entries above which a search is in vain
+
+def _run(hidden, weight, bias, labels, s, ignore_index, need, sparse, tiling, compiled, shares):
     "Loss and gradients, tile by tile"
     (rows, classes), (C, D), h = tiling, weight.shape, hidden.reshape(-1, weight.shape[1]).to(_wide(hidden, weight))
     total, room = torch.zeros((), dtype=torch.float64, device=h.device), h.new_empty(rows*min(classes, C))
@@ -84,8 +86,8 @@ def _run(hidden, weight, bias, labels, s, ignore_index, need, sparse, tiling, sh
             r = slice(r, min(r+rows, len(h)))
             z = _logits(h[r], W, b, room)
             t, at, y = labels.tile(r.start, o.start, o.stop)
-            idx = _active(z, t, at, s_o)
-            L, G = _loss(z, t, at, y, idx, s_o, ignore_index, any(need), blank)
+            idx = _active(z, t, at, s_o, _most[compiled])
+            L, G = _loss(z, t, at, y, idx, s_o, ignore_index, any(need), blank, compiled)
             total += L
             shares['active'] += z.numel() if idx is None else len(idx)
             if any(need): shares[_products(grads.tile(r, h, W), z, idx, G)] += z.numel()
@@ -176,6 +178,7 @@ def linear_asymmetric_loss(
     reduction:str='sum', # 'sum', 'mean', 'batchmean'
     sparse_grad:bool=False, # Gradients of weight and bias as sparse tensors of the active classes
     budget:int=_budget, # Bytes for a tile and what is computed from it
+    compiled:bool=False, # The loss of tiles with many active entries by `torch.compile`, which takes its time at the first call
     stats:dict|None=None, # Filled with shares of the entries: active; in tiles skipped, sparse, columns, dense
 ) -> Tensor: # Scalar
     "`asymmetric_loss_multi_label(F.linear(hidden, weight, bias), target, ...)`; the logits are never whole in memory"
@@ -191,7 +194,7 @@ def linear_asymmetric_loss(
     s = _scaled(s, reduction, labels.count, N, logits.dtype)
     with torch.autocast(hidden.device.type, enabled=False):
         loss = _Linear.apply(hidden, weight, bias, partial(_run, labels=labels, s=s, ignore_index=ignore_index, need=need,
-            sparse=sparse_grad, tiling=tiling, shares=shares))
+            sparse=sparse_grad, tiling=tiling, compiled=bool(compiled), shares=shares))
     if stats is not None: stats.update({k: v/max(N*C, 1) for k,v in shares.items()})
     return loss if N or reduction=='sum' else loss+math.nan
 
@@ -200,16 +203,16 @@ def linear_asymmetric_loss(
 class LinearAsymmetricLoss(nn.Module):
     "A classifier's last layer together with its loss: `linear_asymmetric_loss` as a module"
     def __init__(self, in_features, num_classes, bias=True, *, class_weight=None, sparse_grad=False, budget=_budget,
-            device=None, dtype=None, **kwargs):
+            compiled=False, device=None, dtype=None, **kwargs):
         super().__init__()
         head = nn.Linear(in_features, num_classes, bias, device, dtype)
-        self.weight, self.bias, self.sparse_grad, self.budget = head.weight, head.bias, sparse_grad, budget
+        self.weight, self.bias, self.sparse_grad, self.budget, self.compiled = head.weight, head.bias, sparse_grad, budget, compiled
         self.loss = AsymmetricLossMultiLabel(weight=class_weight, **kwargs)
 
     def forward(self, hidden, target, stats=None):
         given = self.loss._settings()
         return linear_asymmetric_loss(hidden, self.weight, self.bias, target, class_weight=given.pop('weight'), **given,
-            sparse_grad=self.sparse_grad, budget=self.budget, stats=stats)
+            sparse_grad=self.sparse_grad, budget=self.budget, compiled=self.compiled, stats=stats)
 
     def extra_repr(self):
         C, D = self.weight.shape
@@ -217,8 +220,8 @@ class LinearAsymmetricLoss(nn.Module):
 
 # %% ../nbs/07_linear.ipynb #671d2940
 @torch.no_grad()
-def _top(hidden, weight, bias, k, loss, budget, raw=False):
-    "Posteriors and indices of the k classes that are most probable; raw: what they are ranked by"
+def _top(hidden, weight, bias, k, loss, budget):
+    "Posteriors and indices of the k classes that are most probable"
     logits, C = _stand_in(hidden, weight, bias)
     if not 1<=k<=C: raise ValueError(f'k: got {k}, needs a number from 1 to {C}')
     D, settings = hidden.shape[-1], {name: getattr(loss, name) for name in _settings}
@@ -234,7 +237,7 @@ def _top(hidden, weight, bias, k, loss, budget, raw=False):
             top, place = z.topk(min(k, z.shape[1]))
             best, order = torch.cat([best, top], 1).topk(min(k, best.shape[1]+top.shape[1]))
             at = torch.cat([at, place+i], 1).gather(1, order)
-        out.append((posterior(best, **settings) if alike and not raw else best, at))
+        out.append((posterior(best, **settings) if alike else best, at))
     p, at = (torch.cat(o) if o else h.new_empty(0, k) for o in (zip(*out) if out else ((), ())))
     return p.view(*hidden.shape[:-1], k), at.long().view(*hidden.shape[:-1], k)
 

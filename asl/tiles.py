@@ -7,12 +7,13 @@ __all__ = []
 
 # %% ../nbs/07a_tiles.ipynb #4fea6ede
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .fused import _entries, _neg_side, _sides, _split_logit, _take, _times
+from .fused import _entries, _masked, _neg_side, _pull, _sides, _split_logit, _take, _times
 from .loss import _refuse
 
 # %% ../nbs/07a_tiles.ipynb #71142004
@@ -95,33 +96,57 @@ def _active(z, t, at, s, most=.25):
 # %% ../nbs/07a_tiles.ipynb #3ff0594c
 def _negatives(z, s, need):
     "Loss and pull where all labels are 0"
-    sides = _sides(z) if isinstance(s.clip, Tensor) or s.clip==0 else (torch.sigmoid(z), torch.sigmoid(-z), None)
+    whole = torch.compiler.is_compiling() or isinstance(s.clip, Tensor) or s.clip==0
+    sides = _sides(z) if whole else (torch.sigmoid(z), torch.sigmoid(-z), None)
     L, G = _neg_side(z, *sides, s.gamma_neg, s.clip, s.eps, s.detach, need)
     return _times(s.weight, L), _times(s.weight, G) if need else None
 
-# %% ../nbs/07a_tiles.ipynb #db2106f5
-_block = 30_000                                                   # entries of temporaries below 128 KiB: malloc keeps those
+# %% ../nbs/07a_tiles.ipynb #5d0c7b21
+_block = 30_000                                                   # entries of a thread's temporaries, below 128 KiB: malloc keeps those
 
-def _loss(z, t, at, y, idx, s, ignore_index, need, blank):
+def _in_blocks(z, t, idx, s, ignore_index, need):
+    "Loss and pull of entries idx; of all if None, the pull then in the place of z"
+    C, total, pulls, args, block = z.shape[1], 0., [], (ignore_index, need), _block*torch.get_num_threads()
+    rows = max(1, block//C)
+    for o in (idx.split(block) if idx is not None else (slice(r, r+rows) for r in range(0, len(z), rows))):
+        if idx is not None: L, G, _ = _entries(z.take(o), t.take(o), _take(s, o, C), *args)
+        else: L, G, *_ = _negatives(z[o], s, need) if t is None else _entries(z[o], t[o], s, *args)
+        total += L.sum().double()
+        if need and idx is None: z[o] = G
+        elif need: pulls.append(G)
+    return total, z if idx is None else torch.cat(pulls) if pulls else None
+
+# %% ../nbs/07a_tiles.ipynb #5d0c7b22
+def _at_once(z, t, s, ignore_index, need):
+    "Loss of rows, the pull in the place of z: for compilers"
+    L, G = _negatives(z, s, need) if t is None else _pull(*_masked(z, t, s, ignore_index), s, need)
+    if need: z.copy_(G)
+    return L.sum(1)
+
+@lru_cache
+def _compiler(): return torch.compile(_at_once, dynamic=True)
+
+def _all_known(t):
+    if t is None or t.dtype==torch.bool: return True
+    low, high = t.aminmax()
+    return (low>=0 and high<=1).item()
+
+# %% ../nbs/07a_tiles.ipynb #db2106f5
+def _loss(z, t, at, y, idx, s, ignore_index, need, blank, compiled):
     "Loss and pull of a tile's active entries idx; of all if None, the pull then in the place of z"
-    C, total, pulls, args = z.shape[1], 0., [], (ignore_index, need)
-    listed = t is None and idx is None and not s.smoothing
+    listed, total = t is None and idx is None and not s.smoothing, 0.
     if listed:
-        L, G_at, _ = _entries(z.take(at), y, _take(s, at, C), *args)
+        L, G_at, _ = _entries(z.take(at), y, _take(s, at, z.shape[1]), ignore_index, need)
         z.put_(at, z.new_full(at.shape, -1e4))                    # as a negative it adds nothing
         total = L.sum().double()
     elif t is None: t = blank[:z.numel()].view(z.shape).put_(at, y)
-    rows = max(1, _block//C)
-    for o in (idx.split(_block) if idx is not None else (slice(r, r+rows) for r in range(0, len(z), rows))):
-        if idx is not None: L, G, _ = _entries(z.take(o), t.take(o), _take(s, o, C), *args)
-        else: L, G, *_ = _negatives(z[o], s, need) if listed else _entries(z[o], t[o], s, *args)
-        total += L.sum().double()
-        if not need: continue
-        if idx is None: z[o] = G
-        else: pulls.append(G)
+    if compiled and idx is None and _all_known(t):
+        w = s.weight if isinstance(s.weight, Tensor) or s.weight==1 else z.new_tensor(s.weight)     # a number would be compiled in
+        G, L = z, _compiler()(z, t, s._replace(weight=w), ignore_index, need)
+    else: L, G = _in_blocks(z, t, idx, s, ignore_index, need)
     if listed and need: z.put_(at, G_at)
     elif not listed and at is not None: t.put_(at, torch.zeros_like(y))
-    return total, z if idx is None else torch.cat(pulls) if pulls else None
+    return total+L.double().sum(), G
 
 # %% ../nbs/07a_tiles.ipynb #f95f9945
 def _bags(items, weight, counts, of):
