@@ -220,8 +220,8 @@ class LinearAsymmetricLoss(nn.Module):
 
 # %% ../nbs/07_linear.ipynb #671d2940
 @torch.no_grad()
-def _top(hidden, weight, bias, k, loss, budget):
-    "Posteriors and indices of the k classes that are most probable"
+def _top(hidden, weight, bias, k, loss, budget, raw=False):
+    "Posteriors and indices of the k classes that are most probable; raw: what they are ranked by"
     logits, C = _stand_in(hidden, weight, bias)
     if not 1<=k<=C: raise ValueError(f'k: got {k}, needs a number from 1 to {C}')
     D, settings = hidden.shape[-1], {name: getattr(loss, name) for name in _settings}
@@ -237,7 +237,7 @@ def _top(hidden, weight, bias, k, loss, budget):
             top, place = z.topk(min(k, z.shape[1]))
             best, order = torch.cat([best, top], 1).topk(min(k, best.shape[1]+top.shape[1]))
             at = torch.cat([at, place+i], 1).gather(1, order)
-        out.append((posterior(best, **settings) if alike else best, at))
+        out.append((posterior(best, **settings) if alike and not raw else best, at))
     p, at = (torch.cat(o) if o else h.new_empty(0, k) for o in (zip(*out) if out else ((), ())))
     return p.view(*hidden.shape[:-1], k), at.long().view(*hidden.shape[:-1], k)
 
