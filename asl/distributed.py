@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from torch.distributed.tensor.parallel import ParallelStyle
 from torch.nn import functional as F
 
-from .linear import LinearAsymmetricLoss, _budget, _stand_in, _top, linear_asymmetric_loss
+from .linear import LinearAsymmetricLoss, _budget, _check_whole, _is_listed, _no_none, _refuse_k, _stand_in, _top, linear_asymmetric_loss
 from .loss import (AsymmetricLossMultiLabel, AsymmetricLossSingleLabel, _check, _index, _precision, _reduce, _refuse,
     _setting, _softplus, asymmetric_loss_multi_label)
 from .posterior import _settings, posterior
@@ -61,8 +61,6 @@ def _total(part, mesh, device, reduction, N):
     return (total/{'sum': 1, 'mean': count, 'batchmean': N}[reduction]).to(loss.dtype)
 
 # %% ../nbs/08_distributed.ipynb #832880c5
-def _is_listed(t): return t.layout!=torch.strided or not (t.is_floating_point() or t.dtype==torch.bool)
-
 def _own_listed(target, shape, C, o):
     "Of a target that lists entries, those in the slice o, numbered from its start"
     row, k, y = _listed(target, shape, C)
@@ -101,7 +99,6 @@ def _inputs(hidden, target, mesh, layout, C, o):
     return h, _own_listed(target, h.shape[:-1], C, o)
 
 # %% ../nbs/08_distributed.ipynb #face8bc0
-_no_none = "reduction: got 'none', needs 'sum', 'mean' or 'batchmean'"
 _gather_first = ("weight: got a mesh of {} dimensions, needs one; inside of FSDP2 it has one while forward runs, "
     "and in predict_topk after register_fsdp_forward_method(head, 'predict_topk')")
 
@@ -126,8 +123,7 @@ class _ClassParallelHead(LinearAsymmetricLoss):
         mesh, logits, o, W, b = _own_head(self, hidden)
         given = {'class_weight' if k=='weight' else k: _own(v, o) for k,v in self.loss._settings().items()}
         reduction = given.pop('reduction')
-        _check(logits, logits if isinstance(target, Tensor) and _is_listed(target) else target, reduction)
-        if reduction=='none': raise ValueError(_no_none)
+        _check_whole(logits, target, reduction)
         h, t = _inputs(hidden, target, mesh, self.input_layouts, logits.shape[-1], o)
         part = partial(_head_part, h, W, b, t, given, reduction, budget=self.budget, compiled=self.compiled, stats=stats)
         return _total(part, mesh, h.device, reduction, h.shape[:-1].numel())
@@ -172,9 +168,6 @@ def _best(top, at, k, mesh, C):
     top, at = (_moved(x.contiguous(), mesh, Shard(x.ndim-1), Replicate()).to_local() for x in (top, at))
     top, order = top.topk(k)
     return top, at.gather(-1, order)
-
-def _refuse_k(k, C):
-    if not 1<=k<=C: raise ValueError(f'k: got {k}, needs a number from 1 to {C}')
 
 # %% ../nbs/08_distributed.ipynb #cf9e4cc0
 @torch.no_grad()

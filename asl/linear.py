@@ -143,14 +143,22 @@ def _settings_of(logits, given, detach):
     return _Settings(*[_setting(k, v, logits, logits.dtype) for k,v in given.items()], detach)
 
 # %% ../nbs/07_linear.ipynb #5440b0a0
+_no_none = "reduction: got 'none', needs 'sum', 'mean' or 'batchmean'"
+
+def _is_listed(t):
+    "Whether a target lists entries: class indices, or a sparse tensor"
+    return isinstance(t, Tensor) and (t.layout!=torch.strided or not (t.is_floating_point() or t.dtype==torch.bool))
+
+def _check_whole(logits, target, reduction):
+    "The checks that need no look into the target"
+    _check(logits, logits if _is_listed(target) else target, reduction)
+    if reduction=='none': raise ValueError(_no_none)
+
 def _labels_of(target, logits, C, ignore_index, reduction, tiling):
     "Labels of tiles, of a target of any kind"
-    listed = isinstance(target, Tensor) and (target.layout!=torch.strided
-        or not (target.is_floating_point() or target.dtype==torch.bool))
-    _check(logits, logits if listed else target, reduction)
-    if reduction=='none': raise ValueError("reduction: got 'none', needs 'sum', 'mean' or 'batchmean'")
+    _check_whole(logits, target, reduction)
     if target.device!=logits.device: raise ValueError(f'target: got device {target.device}, needs {logits.device}')
-    return _Listed(target, logits.shape[:-1], C, ignore_index, *tiling) if listed else _Dense(target, C, ignore_index, *tiling)
+    return _Listed(target, logits.shape[:-1], C, ignore_index, *tiling) if _is_listed(target) else _Dense(target, C, ignore_index, *tiling)
 
 def _scaled(s, reduction, count, N, dtype):
     "Settings with what the reduction divides by in the weight"
@@ -219,11 +227,14 @@ class LinearAsymmetricLoss(nn.Module):
         return f'in_features={D}, num_classes={C}, bias={self.bias is not None}, sparse_grad={self.sparse_grad}'
 
 # %% ../nbs/07_linear.ipynb #671d2940
+def _refuse_k(k, C):
+    if not 1<=k<=C: raise ValueError(f'k: got {k}, needs a number from 1 to {C}')
+
 @torch.no_grad()
 def _top(hidden, weight, bias, k, loss, budget, raw=False):
     "Posteriors and indices of the k classes that are most probable; raw: what they are ranked by"
     logits, C = _stand_in(hidden, weight, bias)
-    if not 1<=k<=C: raise ValueError(f'k: got {k}, needs a number from 1 to {C}')
+    _refuse_k(k, C)
     D, settings = hidden.shape[-1], {name: getattr(loss, name) for name in _settings}
     alike = not any(isinstance(v, Tensor) and v.ndim for v in settings.values())
     h, out = hidden.reshape(-1, D).to(logits.dtype), []
