@@ -17,7 +17,8 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from torch.distributed.tensor.parallel import ParallelStyle
 from torch.nn import functional as F
 
-from .linear import LinearAsymmetricLoss, _budget, _check_whole, _is_listed, _no_none, _refuse_k, _stand_in, _top, linear_asymmetric_loss
+from .linear import (LinearAsymmetricLoss, _budget, _check_whole, _is_listed, _no_none, _refuse_k, _stand_in, _top,
+    linear_asymmetric_loss)
 from .loss import (AsymmetricLossMultiLabel, AsymmetricLossSingleLabel, _check, _index, _precision, _reduce, _refuse,
     _setting, _softplus, asymmetric_loss_multi_label)
 from .posterior import _settings, posterior

@@ -158,7 +158,8 @@ def _labels_of(target, logits, C, ignore_index, reduction, tiling):
     "Labels of tiles, of a target of any kind"
     _check_whole(logits, target, reduction)
     if target.device!=logits.device: raise ValueError(f'target: got device {target.device}, needs {logits.device}')
-    return _Listed(target, logits.shape[:-1], C, ignore_index, *tiling) if _is_listed(target) else _Dense(target, C, ignore_index, *tiling)
+    if _is_listed(target): return _Listed(target, logits.shape[:-1], C, ignore_index, *tiling)
+    return _Dense(target, C, ignore_index, *tiling)
 
 def _scaled(s, reduction, count, N, dtype):
     "Settings with what the reduction divides by in the weight"
@@ -214,7 +215,8 @@ class LinearAsymmetricLoss(nn.Module):
             compiled=False, device=None, dtype=None, **kwargs):
         super().__init__()
         head = nn.Linear(in_features, num_classes, bias, device, dtype)
-        self.weight, self.bias, self.sparse_grad, self.budget, self.compiled = head.weight, head.bias, sparse_grad, budget, compiled
+        self.weight, self.bias = head.weight, head.bias
+        self.sparse_grad, self.budget, self.compiled = sparse_grad, budget, compiled
         self.loss = AsymmetricLossMultiLabel(weight=class_weight, **kwargs)
 
     def forward(self, hidden, target, stats=None):
