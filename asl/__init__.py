@@ -1,12 +1,36 @@
-"The asymmetric loss for PyTorch, done right: exact, fast, calibrated, explained"
+"""The asymmetric loss (ASL, arXiv 2009.14119) for PyTorch, done right: exact, fast, calibrated, explained.
+
+Train with it: the names and keywords are those of timm.
+
+    from asl import AsymmetricLossMultiLabel
+    loss = AsymmetricLossMultiLabel(gamma_neg=4, gamma_pos=1, clip=.05)     # logits and labels, both (..., C)
+    loss(model(images), labels).backward()
+
+Its scores are not probabilities. What they mean follows from the loss:
+
+    loss.posterior(logits)                # the probability of each label
+    loss.threshold(.5)                    # the score sigmoid(logit) of an even chance
+    init_prior_(model.fc, class_prior(labels), loss)     # start where training would take the last bias
+
+What else there is:
+
+    AsymmetricLossSingleLabel             one label among C, beside F.cross_entropy
+    Posterior(loss)                       the posterior as a layer, to put behind a model
+    AdaptiveGamma                         gamma_neg that follows the probability gap
+    LinearAsymmetricLoss                  last layer and loss in tiles, for 10 000 labels and more
+    asl.distributed, asl.jax              classes divided among processes; the same losses in JAX
+    asl_train, asl_predict, asl_bench     commands: train on your own images, predict, measure; -h lists the options
+
+help(AsymmetricLossMultiLabel) explains every setting.
+"""
 __version__ = "0.1.0"
 
 from asl.adaptive import AdaptiveGamma, probability_gap
+from asl.functional import asymmetric_loss_multi_label, asymmetric_loss_single_label
 from asl.linear import LinearAsymmetricLoss, linear_asymmetric_loss
-from asl.loss import (AsymmetricLossMultiLabel, AsymmetricLossSingleLabel, asymmetric_loss_multi_label,
-    asymmetric_loss_single_label)
-from asl.posterior import Posterior, class_prior, gamma_for_prior, init_prior_
+from asl.loss import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel, Posterior, init_prior_
+from asl.posterior import class_prior, gamma_for_prior, posterior, prior_logit, threshold    # asl.posterior is now the function
 
 __all__ = ['AsymmetricLossMultiLabel', 'AsymmetricLossSingleLabel', 'asymmetric_loss_multi_label', 'asymmetric_loss_single_label',
-    'LinearAsymmetricLoss', 'linear_asymmetric_loss', 'AdaptiveGamma', 'probability_gap', 'Posterior', 'class_prior', 'gamma_for_prior',
-    'init_prior_']
+    'posterior', 'threshold', 'prior_logit', 'Posterior', 'class_prior', 'init_prior_', 'gamma_for_prior',
+    'AdaptiveGamma', 'probability_gap', 'LinearAsymmetricLoss', 'linear_asymmetric_loss']

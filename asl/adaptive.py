@@ -10,31 +10,47 @@ import math
 from numbers import Real
 
 import torch
-from fastcore.basics import patch
 from torch import Tensor, distributed as dist, nn
 
-from .loss import AsymmetricLossMultiLabel, _check, _labels, _precision
+from .loss import AsymmetricLossMultiLabel
+from .ops.checks import at_least_float32, check_arguments, known_labels, highest_precision
 
 # %% ../nbs/03_adaptive.ipynb #6cc86cba
 def _sums(input, target, ignore_index):
     "The four sums of Eq. (1), in its order"
-    _check(input, target, 'sum')
-    z = input.detach().to(torch.promote_types(input.dtype, torch.float32))
-    y, known = _labels(target.detach(), z.dtype, ignore_index)
+    check_arguments(input, target, 'sum')
+    z = input.detach().to(at_least_float32(input))
+    y, known = known_labels(target.detach(), z.dtype, ignore_index)
     n = 1-y
     if known is not None: z, n = torch.where(known, z, 0.), n*known
-    return torch.stack([o.sum(dtype=_precision(z)) for o in (y*torch.sigmoid(z), y, n*torch.sigmoid(-z), n)])
+    return torch.stack([o.sum(dtype=highest_precision(z)) for o in (y*torch.sigmoid(z), y, n*torch.sigmoid(-z), n)])
 
 def _gap(sums): return sums[0]/sums[1] - sums[2]/sums[3]
 
 # %% ../nbs/03_adaptive.ipynb #939a7a57
-def probability_gap(
-    input:Tensor, # Logits, (..., C), any floating dtype
-    target:Tensor, # Labels, the shape of input; float in [0, 1], bool, or integer 0/1
-    ignore_index:int=-100, # Target entries with this value are not counted
-) -> Tensor: # Scalar between -1 and 1, detached; nan without any positive, or without any negative
-    "How much surer a model is of positives than of negatives, Eq. (1)"
-    return _gap(_sums(input, target, ignore_index)).to(torch.promote_types(input.dtype, torch.float32))
+def probability_gap(input:Tensor, target:Tensor, ignore_index:int=-100) -> Tensor:
+    """How much surer a model is of positives than of negatives: mean p over positives minus mean 1-p over negatives.
+
+    Parameters
+    ----------
+    input
+        Logits, (..., C), any floating dtype.
+    target
+        Labels, the shape of `input`; floats in [0, 1], bool, or integers 0 and 1.
+    ignore_index
+        Target entries with this value are not counted.
+
+    Returns
+    -------
+    Tensor
+        Scalar between -1 and 1, detached; nan without any positive, or without any negative.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For what the loss refuses.
+    """
+    return _gap(_sums(input, target, ignore_index)).to(at_least_float32(input))
 
 # %% ../nbs/03_adaptive.ipynb #bea75937
 def _need(name, value, fits, needs):
@@ -43,7 +59,7 @@ def _need(name, value, fits, needs):
     if not fits(value): raise ValueError(f'{name}: got {value}, needs {needs}')
 
 def _tensor_gamma(loss, low, high):
-    "Make gamma_neg of the loss a 0-dim buffer, a tensor of its own"
+    "Make gamma_neg of the loss a 0-dim buffer, a tensor of its own; returns it"
     if not isinstance(loss, AsymmetricLossMultiLabel):
         raise TypeError(f'loss: got {type(loss).__name__}, needs an AsymmetricLossMultiLabel')
     device = next((v.device for v in loss.buffers()), None)
@@ -52,46 +68,73 @@ def _tensor_gamma(loss, low, high):
     _need('bounds', low, lambda v: 0<=v<=gamma, f'a lowest gamma_neg >= 0, and at most that of the loss, {gamma:g}')
     _need('bounds', high, lambda v: gamma<=v<math.inf, f'a finite highest gamma_neg, at least that of the loss, {gamma:g}')
     if 'gamma_neg' not in loss._buffers: del loss.gamma_neg
-    loss.register_buffer('gamma_neg', gamma.to(torch.promote_types(gamma.dtype, torch.float32)))
+    gamma = gamma.to(at_least_float32(gamma))
+    loss.register_buffer('gamma_neg', gamma)
+    return gamma
 
 # %% ../nbs/03_adaptive.ipynb #4d3a85c1
 class AdaptiveGamma(nn.Module):
-    "Moves `loss.gamma_neg` towards a target of the probability gap, Eq. (2)"
-    def __init__(self,
-        loss:AsymmetricLossMultiLabel, # Its gamma_neg is where to start; a number becomes a buffer, a 0-dim tensor
-        target_gap:float=.1, # Between -1 and 1; the paper's target
-        rate:float=.05, # Step size of Eq. (2), >= 0; 0 only measures
-        bounds:tuple=(0., 10.), # Lowest and highest gamma_neg
-        momentum:float=.9, # Weight of the past in the averages, in [0, 1)
-    ):
+    """Moves `loss.gamma_neg` towards a target of the probability gap while a model trains.
+
+    Parameters
+    ----------
+    loss
+        Its gamma_neg is where to start; a number becomes a buffer, a 0-dim tensor.
+    target_gap
+        Between -1 and 1. The paper's target.
+    rate
+        Step size, >= 0; 0 only measures.
+    bounds
+        Lowest and highest gamma_neg.
+    momentum
+        Weight of the past in the averages, in [0, 1).
+
+    Raises
+    ------
+    ValueError, TypeError
+        For a setting out of its range, a loss of another kind, a gamma_neg per class.
+    """
+    sums:Tensor
+
+    def __init__(self, loss:AsymmetricLossMultiLabel, target_gap:float=.1, rate:float=.05, bounds:tuple[float, float]=(0., 10.),
+            momentum:float=.9):
         super().__init__()
         _need('target_gap', target_gap, lambda v: -1<v<1, 'a number above -1 and below 1')
         _need('rate', rate, lambda v: 0<=v<math.inf, 'a finite number >= 0')
         _need('momentum', momentum, lambda v: 0<=v<1, 'a number in [0, 1)')
         if not isinstance(bounds, (tuple, list)) or len(bounds)!=2:
             raise ValueError(f'bounds: got {bounds}, needs a lowest and a highest gamma_neg')
-        _tensor_gamma(loss, *bounds)
-        self.loss, self.target_gap, self.rate, self.bounds, self.momentum = loss, target_gap, rate, bounds, momentum
-        self.register_buffer('sums', loss.gamma_neg.new_zeros(4, dtype=_precision(loss.gamma_neg)))
+        gamma = _tensor_gamma(loss, *bounds)
+        self.loss = loss
+        self.target_gap = target_gap
+        self.rate = rate
+        self.bounds = bounds
+        self.momentum = momentum
+        self.register_buffer('sums', gamma.new_zeros(4, dtype=highest_precision(gamma)))
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f'target_gap={self.target_gap}, rate={self.rate}, bounds={self.bounds}, momentum={self.momentum}'
 
     @property
-    def gap(self):
-        "The averaged gap, a tensor; nan before both positives and negatives were seen"
+    def gap(self) -> Tensor:
+        "The averaged gap, a tensor; nan before both positives and negatives were seen."
         return _gap(self.sums)
 
-# %% ../nbs/03_adaptive.ipynb #927cf296
-@patch
-def update(self:AdaptiveGamma,
-    input:Tensor, # Logits of a training batch, (..., C)
-    target:Tensor, # Its labels, as for the loss
-): # Changes loss.gamma_neg in place: call it before the loss of the same batch, not between loss and backward
-    "Take in a batch, and one step of Eq. (2); with torch.distributed, the batches of all processes"
-    sums = _sums(input, target, self.loss.ignore_index)
-    if dist.is_available() and dist.is_initialized(): dist.all_reduce(sums)
-    sums = torch.where(sums.isfinite().all(), sums, 0.)        # a nan must not stay in the averages
-    self.sums = self.momentum*self.sums.to(sums) + sums
-    step = (self.rate*(self.target_gap-self.gap)).nan_to_num(0.)
-    self.loss.gamma_neg.add_(step).clamp_(*self.bounds)
+    def update(self, input:Tensor, target:Tensor) -> None:
+        """Take in a batch, and one step; with torch.distributed, the batches of all processes.
+
+        Changes `loss.gamma_neg` in place: call it before the loss of the same batch, not between loss and backward.
+
+        Parameters
+        ----------
+        input
+            Logits of a training batch, (..., C).
+        target
+            Its labels, as for the loss.
+        """
+        sums = _sums(input, target, self.loss.ignore_index)
+        if dist.is_available() and dist.is_initialized(): dist.all_reduce(sums)
+        sums = torch.where(sums.isfinite().all(), sums, 0.)    # a nan must not stay in the averages
+        self.sums = self.momentum*self.sums.to(sums) + sums
+        step = (self.rate*(self.target_gap-self.gap)).nan_to_num(0.)
+        self.loss.gamma_neg.add_(step).clamp_(*self.bounds)

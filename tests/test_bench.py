@@ -54,18 +54,18 @@ def test_threads_are_used_recorded_and_given_back(capsys):
     assert torch.get_num_threads() == before
 
 def test_a_compiled_peer_that_fails_is_in_the_table(capsys, monkeypatch):
-    import asl.bench, asl.race
+    import asl.benchmark.race, asl.benchmark.report
     def breaks(z, y):
         if z.sum()>0: return z.sum()
         return (2*z).sum()
-    monkeypatch.setattr(asl.race, 'peers', lambda task: {'breaks': breaks})
+    monkeypatch.setattr(asl.benchmark.race, 'peers', lambda task: {'breaks': breaks})
     record = small(task='single')
     assert [r['mode'] for r in record['rows']] == ['', 'eager']
-    fs = asl.race.entrants('single', True)
-    z, y = asl.race.inputs('single', (8, 20))
-    rows = asl.race.measure(fs, z, y, 1)
+    fs = asl.benchmark.race.entrants('single', True)
+    z, y = asl.benchmark.race.inputs('single', (8, 20))
+    rows = asl.benchmark.race.measure(fs, z, y, 1)
     assert [r['mode'] for r in rows] == ['', 'eager', 'compiled'] and 'both' in rows[1] and 'both' not in rows[2]
-    assert 'failed: ' in asl.bench.table([dict(bytes=z.nbytes, **r) for r in rows])
+    assert 'failed: ' in asl.benchmark.report.table([dict(bytes=z.nbytes, **r) for r in rows])
 
 def test_a_size_too_large_is_skipped_and_the_rest_goes_on(capsys):
     record = small(task='single', sizes='1000000x1000000,8x20')
@@ -90,9 +90,9 @@ def test_heads(tmp_path, capsys):
     assert 'head of 16 features, 4 x 2000, float32, 99.9% easy' in capsys.readouterr().out
 
 def test_heads_without_timm_and_compiled(capsys, monkeypatch):
-    import asl.race
-    find = asl.race.find_spec
-    monkeypatch.setattr(asl.race, 'find_spec', lambda p: None if p in ('timm', 'torchvision') else find(p))
+    import asl.benchmark.race
+    find = asl.benchmark.race.find_spec
+    monkeypatch.setattr(asl.benchmark.race, 'find_spec', lambda p: None if p in ('timm', 'torchvision') else find(p))
     record = bench(linear=True, sizes='8x40', features=8, easy='.9', repeats=1)
     assert [(r['peer'], r['mode']) for r in record['rows']] == [('asl', 'eager'), ('asl', 'compiled'), ('tiles', 'compiled'),
         ('tiles', 'indices'), ('tiles', 'dense'), ('tiles', 'row-sparse')]
@@ -127,15 +127,15 @@ def test_an_existing_file_is_kept_unless_forced(tmp_path, capsys):
     assert json.loads((tmp_path/'a.json').read_text())['rows']
 
 def test_a_missing_package_is_one_line(monkeypatch, capsys):
-    import asl.command as c
+    import asl.cli as c
     find = c.find_spec
     monkeypatch.setattr(c, 'find_spec', lambda p: None if p == 'tqdm' else find(p))
-    assert "tqdm not installed: pip install 'asl[train]'" in refused('--quick', capsys)
+    assert "tqdm not installed: pip install 'asymmetric-loss[train]'" in refused('--quick', capsys)
 
 def test_without_timm_the_rest_is_measured(monkeypatch, capsys):
-    import asl.bench, asl.race
-    find = asl.bench.find_spec
-    for module in (asl.bench, asl.race): monkeypatch.setattr(module, 'find_spec', lambda p: None if p in ('timm', 'torchvision') else find(p))
+    import asl.benchmark.measure, asl.benchmark.race
+    find = asl.benchmark.race.find_spec
+    for module in (asl.benchmark.measure, asl.benchmark.race): monkeypatch.setattr(module, 'find_spec', lambda p: None if p in ('timm', 'torchvision') else find(p))
     record = small(task='multi')
     assert [r['peer'] for r in record['rows']] == ['copy floor', 'asl', 'published', 'BCE'] and 'timm' not in record['versions']
 

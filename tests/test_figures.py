@@ -6,8 +6,8 @@ from io import BytesIO
 import pytest, torch
 from PIL import Image
 
-from asl.figures import Outcome, draw_ap, draw_map, figures
-from asl.page import report_html, write_report
+from asl.training.figures import Outcome, draw_ap, draw_map, figures
+from asl.training.page import report_html, write_report
 
 void = {'meta', 'img', 'br', 'hr', 'input', 'link'}
 
@@ -165,5 +165,5 @@ def test_files(tmp_path):
     assert write() == tmp_path/'report.html' and (tmp_path/'report.html').read_bytes() == before
 
 def test_importing_them_is_light():
-    code = "import sys, asl.page; print([m for m in ('matplotlib', 'PIL', 'torchmetrics', 'timm') if m in sys.modules])"
+    code = "import sys, asl.training.page; print([m for m in ('matplotlib', 'PIL', 'torchmetrics', 'timm') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == '[]'

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from asl.batches import Batches, transform
-from asl.command import Refused
-from asl.images import bad_images, read_images, read_rgb, rgb, split
-from asl.labels import ImageSet, read_csv, read_folder
+from asl.training.batches import Batches, transform
+from asl.cli import Refused
+from asl.training.images import bad_images, read_images, read_rgb, rgb, split
+from asl.training.labels import ImageSet, read_csv, read_folder
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
@@ -298,5 +298,5 @@ def test_crops_keep_the_labels_in_the_picture():
             assert h*w >= .58*size[0]*size[1]
 
 def test_importing_is_light():
-    code = "import sys, asl.labels, asl.images, asl.batches; print({'timm', 'PIL', 'torchvision', 'matplotlib'} & {*sys.modules})"
+    code = "import sys, asl.training.labels, asl.training.images, asl.training.batches; print({'timm', 'PIL', 'torchvision', 'matplotlib'} & {*sys.modules})"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=Path(__file__).parents[1]).stdout == 'set()\n'

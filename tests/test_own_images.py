@@ -253,7 +253,7 @@ def test_a_class_whose_only_training_image_is_bad(data):
     finally: (data/'img'/'bad.png').unlink()
 
 def test_a_run_is_trained_once_at_a_time(data, trained):
-    from asl.run import locked
+    from asl.training.folder import locked
     with locked(trained[0]): assert 'another process' in refused('train', '--resume', trained[0], cwd=data)
 
 def test_many_parts_of_a_small_batch(data):

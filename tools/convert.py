@@ -1,10 +1,13 @@
 """Notebooks for the documentation: processed by nbdev, which writes for Quarto, and from there to the Markdown of MyST, or to plain
 Markdown as GitHub shows it."""
-import inspect, pydoc, re, sys
+import inspect, re, sys
 from functools import cache, partial
+from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from textwrap import wrap
 import nbformat, yaml
+from fastcore.docscrape import NumpyDocString
 from execnb.nbio import nb2str, read_nb
 from nbdev import processors
 from nbdev.config import get_config
@@ -14,6 +17,7 @@ from nbdev.processors import FilterDefaults, exec_show_docs
 cfg = get_config()
 host = f'{cfg.doc_host}{cfg.doc_baseurl}'.rstrip('/')+'/'
 processors.NbdevLookup = partial(NbdevLookup, skip_mods='asl.jax')    # names mean PyTorch's functions, not JAX's
+processors._hide_dirs = processors._hide_dirs - {'exporti'}            # what a module shares inside of asl is shown, without an entry
 
 code = re.compile(r'^(`{3,}).*?^\1`*[ \t]*$|`[^`\n]+`', re.M|re.S)
 callout = re.compile(r'^:::+ *\{\.callout-(\w+)[^}]*\}\n+(?:#+ +([^\n]+)\n)?(.*?)^:::+ *$', re.M|re.S)
@@ -22,7 +26,7 @@ documented = re.compile(r'^ {4}(\*{0,2}\w+)(?::(.*?))?(?:=.*?)?, # (.*)$', re.M)
 returned = re.compile(r'^\)->(.*): # (.*)$', re.M)
 
 def slug(title): return re.sub(r'[^\w .-]', '', title.strip().lower()).replace(' ', '-')   # as nbdev's doclinks have it
-def stem(path): return re.sub(r'^\d+[a-z]?_', '', Path(path).stem.lower())                 # 00_loss.ipynb is loss.html
+def stem(path): return re.sub(r'^\d+[a-z]?_|\.ipynb$', '', Path(path).name.lower())        # 20_ops.checks.ipynb is ops.checks.html
 
 def outside_code(change, text):
     "Apply `change` to `text`, but not to the code in it"
@@ -43,28 +47,43 @@ def signature(name, found):
     arguments = [o.replace(annotation=o.empty) for o in call.parameters.values() if o.name!='self']
     return name + re.sub(r'<.* at 0x\w+>', '...', str(call.replace(parameters=arguments, return_annotation=call.empty)))
 
+def arguments(found, definition):
+    "What is said about each argument, and about what comes back: in a numpy docstring, or in comments of the signature"
+    said = NumpyDocString(inspect.getdoc(found) or '')
+    if said['Parameters']:
+        call = inspect.signature(found).parameters
+        def kind(name): return '' if name not in call or call[name].annotation is inspect.Parameter.empty else formatted(call[name].annotation)
+        listed = [(f'{name}: {kind(name)}'.removesuffix(': '), ' '.join(o.desc)) for name, o in said['Parameters'].items()]
+        if said['Returns']: listed.append((f"returns {said['Returns'].type or said['Returns'].name}", ' '.join(said['Returns'].desc)))
+        kinds, _, when = said['Raises'].strip().partition('\n')
+        return listed + [(f'raises {kinds}', ' '.join(when.split()))]*bool(kinds)
+    listed = [(f'{argument}: {kind}'.removesuffix(': '), text) for argument, kind, text in documented.findall(definition)]
+    return listed + [(f'returns {kind}', text) for kind, text in returned.findall(definition)]
+
+def formatted(annotation): return re.sub(r'\b(?:\w+\.)+(?=\w)', '', inspect.formatannotation(annotation))
+
 def reference(m, plain):
     "nbdev's entry for a function or class: its name, link, signature, sentence, and then what was said about each argument"
     link, heading, name, definition, about = m.groups()
-    found = pydoc.locate(f"asl.{Path(link.split('#')[0]).stem}.{name}")     # two modules may have the same names
-    link = f"{link.split('#')[0]}#L{inspect.getsourcelines(found)[1]}"
+    file = link.split('#')[0]
+    module = re.search(r'.*/(asl/.+)\.py$', file)[1].replace('/', '.')
+    found = attrgetter(name)(import_module(module))     # import_module gives the module, also where asl has a function of its name
+    link = f"{file}#L{inspect.getsourcelines(inspect.unwrap(found))[1]}"
     if plain: return f'{heading}\n\n[source]({link})\n\n{definition}{about}'
     short = '\n'.join(wrap(signature(name, found), 88, subsequent_indent='    '))
-    listed = [(f'{argument}: {kind}'.removesuffix(': '), text) for argument, kind, text in documented.findall(definition)]
-    listed += [(f'returns {kind}', text) for kind, text in returned.findall(definition)]
-    items = '\n\n'.join(f'`{argument}`\n: {text}' for argument, text in listed)
+    items = '\n\n'.join(f'`{argument}`\n: {text}' for argument, text in arguments(found, definition))
     return f'{heading}\n\n[source]({link}){{.source}}\n\n```python\n{short}\n```\n\n{about.strip()}\n\n' + (
-        f'{{.parameters}}\n{items}' if listed else '')
+        f'{{.parameters}}\n{items}' if items else '')
 
 def markdown(text, plain):
     "Quarto's Markdown as MyST, or as plain Markdown for GitHub"
     def change(text):
         text = callout.sub(lambda m: admonition(m, plain), text)
         if plain:
-            text = re.sub(r'\]\((\w+)\.ipynb(#[^)]*)?\)', lambda m: f"]({host}{stem(m[1])}.html{m[2] or ''})", text)
+            text = re.sub(r'\]\(([\w.]+\.ipynb)(#[^)]*)?\)', lambda m: f"]({host}{stem(m[1])}.html{m[2] or ''})", text)
             return re.sub(r'(\]\([^)\n]*\))\{[^}\n]*\}', r'\1', text)
-        text = re.sub(rf'\]\({re.escape(host)}(\w+)\.html', r'](\1.ipynb', text)   # a doclink is a link that Sphinx checks
-        return re.sub(r'\]\((\w+)\.ipynb', lambda m: f']({stem(m[1])}.ipynb', text)
+        text = re.sub(rf'\]\({re.escape(host)}([\w.]+)\.html', r'](\1.ipynb', text)   # a doclink is a link that Sphinx checks
+        return re.sub(r'\]\(([\w.]+\.ipynb)', lambda m: f']({stem(m[1])}.ipynb', text)
     return outside_code(change, entry.sub(lambda m: reference(m, plain), text))
 
 class ShowDocs(exec_show_docs):

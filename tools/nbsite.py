@@ -9,6 +9,7 @@ from nbdev.doclinks import NbdevLookup, nbglob
 import preview
 from convert import cfg, convert, host, outside_code, stem
 
+rooms = dict(learn='Learn', use='Use', ops='Inside: how losses are computed', training='Inside: training', benchmark='Inside: benchmark')
 root, notebooks, built = (Path(o).resolve() for o in (cfg.config_path, cfg.nbs_path, cfg.doc_path))
 
 def export(nb, name, images):
@@ -24,6 +25,11 @@ def export(nb, name, images):
     text = outside_code(lambda s: re.sub(r'\n(\s*\n){2,}', '\n\n', s), text)
     return text.strip()+'\n', resources['outputs']
 
+def room(path):
+    "The part of the menu that a page stands in: its room in the package, or what its number says"
+    inside, dot, _ = stem(path).partition('.')
+    return rooms[inside if dot else 'learn' if path.name[0]=='1' else 'use']
+
 def site():
     "Build the site; any warning of Sphinx is an error"
     if not NbdevLookup(cfg.lib_name).syms: sys.exit('asl is not installed, so no name would be linked: pip install -e .')
@@ -33,8 +39,9 @@ def site():
     shutil.copytree(root/'images', source/'images')
     preview.draw(source/'static/preview.png', cfg.title, cfg.description)
     pages = {path: convert(path) for path in sorted(nbglob(as_path=True))}
-    groups = dict(Start=['Overview <self>'], Learn=[stem(o) for o in pages if o.name[0]=='1'],
-        Reference=[stem(o) for o in pages if o.name[0]=='0'])
+    groups = {'Start': ['Overview <self>']} | {room: [] for room in rooms.values()}
+    for path in pages:
+        if path.name!=cfg.readme_nb: groups[room(path)].append(stem(path))
     for path, nb in pages.items():
         if path.name==cfg.readme_nb: nb.cells += [nbformat.v4.new_markdown_cell(
             f'```{{toctree}}\n:hidden:\n:caption: {name}\n\n'+'\n'.join(entries)+'\n```') for name, entries in groups.items() if entries]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from asl import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel
-from asl.data import digit_collages
+from asl.training.digits import digit_collages
 
 as_bce = dict(gamma_neg=0, gamma_pos=0, clip=0)         # at these settings the loss is binary cross entropy
 as_ce = dict(gamma_neg=0, gamma_pos=0, eps=0)           # and here, cross entropy

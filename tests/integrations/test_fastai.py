@@ -6,7 +6,7 @@ from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CategoryBlock, C
     TensorCategory, TensorImage, TensorMultiCategory, load_learner, nn, noop, plt, set_seed)
 from torch.testing import assert_close
 from asl import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel
-from asl.data import digit_collages
+from asl.training.digits import digit_collages
 
 data = digit_collages(n=96, n_classes=10)
 one = data.targets.argmax(1)                            # one label for each collage, for the single-label loss

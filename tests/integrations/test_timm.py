@@ -5,8 +5,8 @@ from timm.task import ClassificationTask, MultiLabelClassificationTask
 from torch.nn import functional as F
 from torch.testing import assert_close
 from asl import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel
-from asl.data import digit_collages
-from asl.score import score, score_single
+from asl.training.digits import digit_collages
+from asl.training.score import score, score_single
 
 train, test = digit_collages(n=256, n_classes=10), digit_collages('test', n=300, n_classes=10)
 multi, single = AsymmetricLossMultiLabel(reduction='batchmean'), AsymmetricLossSingleLabel()

@@ -1,0 +1,89 @@
+"""The rooms of the package and the arrows between them: who imports whom, and who may. 13_design draws it, tests/test_house.py holds it."""
+import ast, re
+from fnmatch import fnmatch
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+package = Path(__file__).resolve().parents[1]/'asl'
+LIBRARY = ['', 'functional', 'posterior', 'loss', 'adaptive', 'linear', 'distributed', 'jax']
+MAY = {     # who may import whom; what stands further down may import what its line names
+    'ops.torch_private': [],
+    'ops.checks': ['ops.torch_private'],
+    'ops.reference': ['ops.torch_private', 'ops.checks'],
+    'ops.common': ['ops.torch_private', 'ops.checks'],
+    'ops.multi_label': ['ops.torch_private', 'ops.checks', 'ops.reference', 'ops.common'],
+    'ops.single_label': ['ops.torch_private', 'ops.checks', 'ops.reference', 'ops.common'],
+    'ops.gpu': ['ops.torch_private', 'ops.checks', 'ops.reference', 'ops.common'],
+    'ops.tiles': ['ops.torch_private', 'ops.checks', 'ops.reference', 'ops.common', 'ops.multi_label'],
+    'ops.dispatch': ['ops.*'],
+    'functional': ['ops.checks', 'ops.dispatch'],
+    'posterior': ['ops.checks', 'ops.reference'],
+    'loss': ['ops.checks', 'functional', 'posterior'],
+    'adaptive': ['ops.*', 'functional', 'posterior', 'loss'],
+    'linear': ['ops.*', 'functional', 'posterior', 'loss'],
+    'distributed': ['ops.*', 'functional', 'posterior', 'loss', 'linear'],
+    'jax': ['ops.*', 'functional', 'posterior', 'loss'],
+    '': ['functional', 'posterior', 'loss', 'adaptive', 'linear'],
+    'cli': [],
+    'training.*': [*LIBRARY, 'cli', 'training.*'],
+    'benchmark.*': [*LIBRARY, 'cli', 'benchmark.*'],
+    'train': ['cli', 'training.*'],
+    'predict': ['cli', 'training.*'],
+    'bench': ['cli', 'benchmark.*'],
+}
+LATE = {'ops.gpu'}      # needs Triton, and is imported where a kernel is called
+
+def sources():
+    "The text of each module of asl by its dotted name; that of asl itself is ''"
+    texts = {}
+    for path in sorted(package.rglob('*.py')):
+        if path.name=='_modidx.py': continue
+        name = '.'.join(path.relative_to(package).with_suffix('').parts).removesuffix('__init__').rstrip('.')
+        if name not in ('ops', 'training', 'benchmark'): texts[name] = path.read_text()
+    return texts
+
+def imports(module, text, modules):
+    "Of a module, what it imports of asl: (other module, name or None, whether inside of a function)"
+    tree = ast.parse(text)
+    inside = {id(node) for f in ast.walk(tree) if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) for node in ast.walk(f)}
+    for node in ast.walk(tree):
+        late = id(node) in inside
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split('.')[0]=='asl': yield alias.name.removeprefix('asl').lstrip('.'), None, late
+        elif isinstance(node, ast.ImportFrom):
+            if node.level: base = ['asl', *module.split('.')][:-node.level if module else None] + (node.module or '').split('.')*bool(node.module)
+            else: base = (node.module or '').split('.')
+            if base[0]!='asl': continue
+            for alias in node.names:
+                whole = '.'.join([*base[1:], alias.name])
+                if whole in modules: yield whole, None, late
+                else: yield '.'.join(base[1:]), alias.name, late
+
+def graph(texts):
+    "Who imports whom"
+    return {module: sorted({other for other, *_ in imports(module, text, texts)}) for module, text in texts.items()}
+
+def allowed(module):
+    return next((may for pattern, may in MAY.items() if fnmatch(module, pattern)), None)
+
+def violations(texts):
+    "What is wrong in the house, a line each"
+    wrong = []
+    for module, text in texts.items():
+        may = allowed(module)
+        if may is None:
+            wrong.append(f'{module}: has no room; say in tools/house.py whom it may import')
+            continue
+        for other, name, late in imports(module, text, texts):
+            if not any(fnmatch(other, pattern) for pattern in may): wrong.append(f'{module}: imports {other or "asl"}, and may import {may}')
+            if name and name.startswith('_') and not name.endswith('__'): wrong.append(f'{module}: imports the private {name} of {other}')
+            if late and other not in LATE: wrong.append(f'{module}: imports {other} inside of a function')
+        if module!='ops.torch_private':
+            for private in re.findall(r'\btorch(?:\.\w+)*\._[a-z]\w*|\bfrom torch(?:\.\w+)*\._\w+|\._(?:values|indices)\(\)|\b_dynamo\w+', text):
+                wrong.append(f'{module}: {private} is private in PyTorch, and belongs into ops.torch_private')
+    try: TopologicalSorter(graph(texts)).prepare()
+    except CycleError as e: wrong.append(f'a circle: {" -> ".join(e.args[1])}')
+    top = [module for module in texts if module and '.' not in module]
+    if len(top)>12: wrong.append(f'{len(top)} modules at the top, and a dozen is enough: {top}')
+    return wrong
