@@ -65,8 +65,8 @@ def _tensor_gamma(loss, low, high):
     device = next((v.device for v in loss.buffers()), None)
     gamma = torch.as_tensor(loss.gamma_neg, device=device).detach().clone()
     if gamma.ndim: raise ValueError(f'loss: got gamma_neg of shape {tuple(gamma.shape)}, needs one number for all classes')
-    _need('bounds', low, lambda v: 0<=v<=gamma, f'a lowest gamma_neg >= 0, and at most that of the loss, {gamma:g}')
-    _need('bounds', high, lambda v: gamma<=v<math.inf, f'a finite highest gamma_neg, at least that of the loss, {gamma:g}')
+    _need('bounds', low, lambda v: 0 <= v <= gamma, f'a lowest gamma_neg >= 0, and at most that of the loss, {gamma:g}')
+    _need('bounds', high, lambda v: gamma <= v < math.inf, f'a finite highest gamma_neg, at least that of the loss, {gamma:g}')
     if 'gamma_neg' not in loss._buffers: del loss.gamma_neg
     gamma = gamma.to(at_least_float32(gamma))
     loss.register_buffer('gamma_neg', gamma)
@@ -99,10 +99,10 @@ class AdaptiveGamma(nn.Module):
     def __init__(self, loss:AsymmetricLossMultiLabel, target_gap:float=.1, rate:float=.05, bounds:tuple[float, float]=(0., 10.),
             momentum:float=.9):
         super().__init__()
-        _need('target_gap', target_gap, lambda v: -1<v<1, 'a number above -1 and below 1')
-        _need('rate', rate, lambda v: 0<=v<math.inf, 'a finite number >= 0')
-        _need('momentum', momentum, lambda v: 0<=v<1, 'a number in [0, 1)')
-        if not isinstance(bounds, (tuple, list)) or len(bounds)!=2:
+        _need('target_gap', target_gap, lambda v: -1 < v < 1, 'a number above -1 and below 1')
+        _need('rate', rate, lambda v: 0 <= v < math.inf, 'a finite number >= 0')
+        _need('momentum', momentum, lambda v: 0 <= v < 1, 'a number in [0, 1)')
+        if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
             raise ValueError(f'bounds: got {bounds}, needs a lowest and a highest gamma_neg')
         gamma = _tensor_gamma(loss, *bounds)
         self.loss = loss

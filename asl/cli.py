@@ -45,7 +45,7 @@ def _parser(func, prog):
 # %% ../nbs/09a_cli.ipynb #12fb0259
 def _stop(prog, message, code, alone=False):
     "Say why on stderr, once where several processes fail alike, and exit"
-    if alone or os.environ.get('RANK', '0')=='0': print(f'{prog}:', ' '.join(str(message).split()), file=sys.stderr)
+    if alone or os.environ.get('RANK', '0') == '0': print(f'{prog}:', ' '.join(str(message).split()), file=sys.stderr)
     sys.exit(code)
 
 def command(func, prog, argv=None, stopped='stopped'):

@@ -67,17 +67,17 @@ def _total(part, mesh, device, reduction, N):
 def _own_listed(target, shape, C, o):
     "Of a target that lists entries, those in the slice o, numbered from its start"
     row, k, y = listed_entries(target, shape, C)
-    key = torch.where(k<0, -1, row*C+k).sort().values
-    raise_where((key[1:]==key[:-1]) & (key[1:]>=0), key[1:]%C, 'target', 'a class at most once in a row')
-    here = (k>=o.start) & (k<o.stop)
-    if target.layout==torch.strided: return torch.where(here, k-o.start, -1).view(target.shape)
+    key = torch.where(k < 0, -1, row*C+k).sort().values
+    raise_where((key[1:] == key[:-1]) & (key[1:] >= 0), key[1:]%C, 'target', 'a class at most once in a row')
+    here = (k >= o.start) & (k < o.stop)
+    if target.layout == torch.strided: return torch.where(here, k-o.start, -1).view(target.shape)
     at = torch.stack([row[here], k[here]-o.start])
     return torch.sparse_coo_tensor(at, y[here], (*shape, o.stop-o.start), check_invariants=False)
 
 def _count(target, N, c, ignore_index):
     "How many of N*c entries are known"
-    if target.layout!=torch.strided: return N*c-(stored_entries(target)[1]==ignore_index).sum()
-    return (target!=ignore_index).sum() if target.is_floating_point() else N*c
+    if target.layout != torch.strided: return N*c-(stored_entries(target)[1] == ignore_index).sum()
+    return (target != ignore_index).sum() if target.is_floating_point() else N*c
 
 # %% ../nbs/05_distributed.ipynb #8faabb1c
 _no_sparse = 'target: got {}, needs class indices or dense labels where input_layouts is Shard(0)'
@@ -85,15 +85,15 @@ _no_sparse = 'target: got {}, needs class indices or dense labels where input_la
 def _widest(N, K, mesh, device):
     "The largest K; refused unless all processes have N samples"
     all_N, all_K = _moved(torch.tensor([[N, K]], device=device), mesh, Shard(0), Replicate()).to_local().unbind(1)
-    if (all_N!=N).any(): raise ValueError(f'hidden: got {all_N.tolist()} samples on the processes, needs as many on each')
+    if (all_N != N).any(): raise ValueError(f'hidden: got {all_N.tolist()} samples on the processes, needs as many on each')
     return all_K.max().item()
 
 # %% ../nbs/05_distributed.ipynb #3f52cde9
 def _inputs(hidden, target, mesh, layout, C, o):
     "All samples, and of their labels those of the classes o"
-    listed, same = is_listed(target), layout==Replicate()
+    listed, same = is_listed(target), layout == Replicate()
     if not same:
-        if target.layout!=torch.strided: raise ValueError(_no_sparse.format(target.layout))
+        if target.layout != torch.strided: raise ValueError(_no_sparse.format(target.layout))
         K = _widest(len(hidden), target.shape[-1], mesh, hidden.device)
         if listed: target = F.pad(target, (0, K-target.shape[-1]), value=-1)
     h = _everywhere(hidden, mesh, layout)
@@ -109,7 +109,7 @@ def _own_head(head, hidden):
     "Mesh, stand-in for all logits, own classes, their weight and bias"
     if isinstance(hidden, DTensor): raise TypeError('hidden: got DTensor, needs its to_local(), placed as input_layouts says')
     logits, mesh = stand_in_logits(hidden, head.weight, head.bias)[0], head.weight.device_mesh
-    if mesh.ndim!=1: raise ValueError(_gather_first.format(mesh.ndim))
+    if mesh.ndim != 1: raise ValueError(_gather_first.format(mesh.ndim))
     return mesh, logits, _range(logits.shape[-1], mesh), *(v if v is None else v.to_local() for v in (head.weight, head.bias))
 
 # %% ../nbs/05_distributed.ipynb #741bbfc9
@@ -117,14 +117,14 @@ def _head_part(h, W, b, target, given, reduction, **kwargs):
     "Loss of own classes, and how many entries count, if that is asked"
     if not len(W): return h[:0].sum()+W.sum()+(0 if b is None else b.sum()), 0
     loss = linear_asymmetric_loss(h, W, b, target, **given, reduction='sum', **kwargs)
-    return loss, _count(target, h.shape[:-1].numel(), len(W), given['ignore_index']) if reduction=='mean' else 0
+    return loss, _count(target, h.shape[:-1].numel(), len(W), given['ignore_index']) if reduction == 'mean' else 0
 
 class _ClassParallelHead(LinearAsymmetricLoss):
     "What `ClassParallel` makes of a head"
     @not_compiled
     def forward(self, hidden, target, stats=None):
         mesh, logits, o, W, b = _own_head(self, hidden)
-        given = {'class_weight' if k=='weight' else k: _own(v, o) for k,v in self.loss.settings().items()}
+        given = {'class_weight' if k == 'weight' else k: _own(v, o) for k, v in self.loss.settings().items()}
         reduction = given.pop('reduction')
         check_target(logits, target, reduction)
         h, t = _inputs(hidden, target, mesh, self.input_layouts, logits.shape[-1], o)
@@ -138,7 +138,7 @@ def _refuse_module(module, mesh):
     if not isinstance(module, LinearAsymmetricLoss): raise TypeError(f'module: got {type(module).__name__}, needs a '
         'LinearAsymmetricLoss (for the logits of a Linear: ColwiseParallel and class_parallel_loss)')
     if isinstance(module, _ClassParallelHead): raise ValueError('module: got a head that is divided, needs a whole one')
-    if mesh.ndim!=1: raise ValueError(f'device_mesh: got {mesh.ndim} dimensions, needs one, such as mesh["tp"]')
+    if mesh.ndim != 1: raise ValueError(f'device_mesh: got {mesh.ndim} dimensions, needs one, such as mesh["tp"]')
     if module.sparse_grad: raise ValueError('sparse_grad: got True, needs False: a DTensor holds no sparse gradient')
 
 # %% ../nbs/05_distributed.ipynb #3da0ebd8
@@ -164,9 +164,9 @@ class ClassParallel(ParallelStyle):
     def _apply(self, module, device_mesh):
         _refuse_module(module, device_mesh)
         shard = lambda x: distribute_tensor(x.detach(), device_mesh, [Shard(0)], src_data_rank=self.src_data_rank)
-        for name,p in list(module.named_parameters(recurse=False)):
+        for name, p in list(module.named_parameters(recurse=False)):
             module.register_parameter(name, nn.Parameter(shard(p), requires_grad=p.requires_grad))
-        for name,b in list(module.loss.named_buffers()):
+        for name, b in list(module.loss.named_buffers()):
             if b.ndim: module.loss.register_buffer(name, shard(b))
         module.__class__, module.input_layouts = _ClassParallelHead, self.input_layouts
         return module
@@ -186,7 +186,7 @@ def _predict(head, hidden, k):
     "`predict_topk` of a head that is divided"
     mesh, logits, o, W, b = _own_head(head, hidden)
     check_k(k, C := logits.shape[-1])
-    if (own_samples := head.input_layouts!=Replicate()): _widest(len(hidden), 0, mesh, hidden.device)
+    if (own_samples := head.input_layouts != Replicate()): _widest(len(hidden), 0, mesh, hidden.device)
     h, own = _everywhere(hidden, mesh, head.input_layouts), {name: _own(getattr(head.loss, name), o) for name in LINK_SETTINGS}
     alike = not any(isinstance(v, Tensor) and v.ndim for v in own.values())
     if len(W): top, at = topk_in_tiles(h, W, b, min(k, len(W)), SimpleNamespace(**own), head.budget, raw=True)
@@ -202,21 +202,21 @@ def _divided(logits, dim):
     "Mesh, number of classes, and the slice of them that this process has in logits"
     if not isinstance(logits, DTensor): raise TypeError(f'logits: got {type(logits).__name__}, needs a DTensor, {_such}')
     mesh, places = logits.device_mesh, (Shard(dim), Shard(dim%logits.ndim))
-    if mesh.ndim!=1: raise ValueError(f'logits: got a mesh of {mesh.ndim} dimensions, needs one, such as mesh["tp"]')
+    if mesh.ndim != 1: raise ValueError(f'logits: got a mesh of {mesh.ndim} dimensions, needs one, such as mesh["tp"]')
     if logits.placements[0] not in places: raise ValueError(f'logits: got {logits.placements[0]}, needs Shard({dim}), {_such}')
     return mesh, logits.shape[dim], _range(logits.shape[dim], mesh)
 
 # %% ../nbs/05_distributed.ipynb #d806c677
 def _multi_label(loss, logits, target):
     mesh, C, o = _divided(logits, -1)
-    given = {k: _own(v, o) for k,v in loss.settings().items()}
+    given = {k: _own(v, o) for k, v in loss.settings().items()}
     reduction = given.pop('reduction')
     check_arguments(logits, target, reduction)
-    if reduction=='none': raise ValueError(NO_NONE)
+    if reduction == 'none': raise ValueError(NO_NONE)
     z, last = logits.to_local(), [Shard(logits.ndim-1)]
     t = target.redistribute(placements=last).to_local() if isinstance(target, DTensor) else target[...,o]
     def part():
-        count = (t!=given['ignore_index']).sum() if reduction=='mean' else 0
+        count = (t != given['ignore_index']).sum() if reduction == 'mean' else 0
         return asymmetric_loss_multi_label(z, t, **given, reduction='sum'), count
     return _total(part, mesh, z.device, reduction, logits.shape[:-1].numel())
 
@@ -225,7 +225,7 @@ def _log_softmax(z, mesh):
     "Eqs. (2)-(4): log p of own classes; which of them is k; log(1-p_k)"
     best, k = z.detach().max(1, keepdim=True)
     bests = _everywhere(best, mesh, Shard(1))
-    mine = bests.argmax(1, keepdim=True)==mesh.get_local_rank()
+    mine = bests.argmax(1, keepdim=True) == mesh.get_local_rank()
     z = z-bests.amax(1, keepdim=True)
     top = torch.zeros_like(z, dtype=torch.bool).scatter(1, k, mine)
     rest = torch.logsumexp(z.masked_fill(top, torch.finfo(z.dtype).min/4), 1, keepdim=True)
@@ -241,7 +241,7 @@ def _own_share(z, t, o, C, mesh, settings):
     gamma_pos, gamma_neg, eps, weight = settings
     t, c, of_t = t.unsqueeze(1), z.shape[1], lambda v: v.view(-1)[t] if isinstance(v, Tensor) and v.ndim else v
     if not c: z = torch.cat([z, z.new_full((len(z), 1, *z.shape[2:]), torch.finfo(z.dtype).min/4)], 1)
-    own, at = (t>=o.start) & (t<o.stop), (t-o.start).clamp(0, z.shape[1]-1)
+    own, at = (t >= o.start) & (t < o.stop), (t-o.start).clamp(0, z.shape[1]-1)
     log_p, top, log_rest = _log_softmax(z, mesh)
     log_t, first = log_p.gather(1, at), top.gather(1, at)
     log_1m = torch.where(first, log_rest, torch.log1p(-torch.exp(torch.where(first, -1., log_t))))
@@ -261,7 +261,7 @@ def _single_label(loss, logits, target):
     settings = [check_setting(name, given[name], logits, wide, 1-logits.ndim) for name in ('gamma_pos', 'gamma_neg', 'eps', 'weight')]
     z, w = torch.where(known.unsqueeze(1), logits.to_local().to(wide), 0.), settings[-1]
     each = _added(torch.where(known, _own_share(z, t, o, C, mesh, settings), 0.), mesh)
-    count = (known*(w.view(-1)[t] if isinstance(w, Tensor) and w.ndim else w)).sum() if reduction=='mean' else None
+    count = (known*(w.view(-1)[t] if isinstance(w, Tensor) and w.ndim else w)).sum() if reduction == 'mean' else None
     return reduce_loss(each, reduction, count).to(at_least_float32(logits))
 
 # %% ../nbs/05_distributed.ipynb #23feefc3
@@ -347,8 +347,8 @@ def class_parallel_plan(
         Bytes of a process: weight, gradient, states, hidden, tile, their sum memory; and wire, sent in a step.
     """
     b, each = dtype.itemsize, -(-num_classes//processes)
-    hidden, wide = samples*in_features*b, 4*samples*in_features if b<4 else 0
+    hidden, wide = samples*in_features*b, 4*samples*in_features if b < 4 else 0
     own = dict(weight=each*(in_features+1)*b)
     own |= dict(gradient=own['weight'], states=states*own['weight'], hidden=2*(hidden+wide), tile=budget)
-    twice = hidden+8*samples*labels+hidden if (input_layouts or Replicate())!=Replicate() else 2*hidden
+    twice = hidden+8*samples*labels+hidden if (input_layouts or Replicate()) != Replicate() else 2*hidden
     return own | dict(memory=sum(own.values()), wire=(twice+2*3*8)*(processes-1)//processes)

@@ -20,26 +20,26 @@ from .posterior import check_link, check_logits
 
 # %% ../nbs/06_jax.ipynb #e2ec146a
 def _as(value, path): return const(value) + (path-const(path))
-def _log1mexp(x): return jnp.where(x<1, jnp.log(-jnp.expm1(-x)), jnp.log1p(-jnp.exp(-jnp.maximum(x, .5))))
+def _log1mexp(x): return jnp.where(x < 1, jnp.log(-jnp.expm1(-x)), jnp.log1p(-jnp.exp(-jnp.maximum(x, .5))))
 
 def _split(m):
     if isinstance(m, float): return split_logit_of_number(m, None) if m else (-np.inf, 0.)
     xp, wide = (jnp, m) if isinstance(m, jax.Array) else (np, m.astype(float))
     with np.errstate(all='ignore'):
         z = xp.log(wide) - xp.log1p(-wide)
-        return (hi := z.astype(m.dtype)), xp.where(m>0, z-hi, 0.).astype(m.dtype)
+        return (hi := z.astype(m.dtype)), xp.where(m > 0, z-hi, 0.).astype(m.dtype)
 
 # %% ../nbs/06_jax.ipynb #7c9559e9
 def _sides(z, m):
     "x, log(x) and -log(1-x) of a positive, x = 1-p, and of a negative, x = p_m; and where p_m is zero"
     p, q, log_p, log_q = sigmoid(z), sigmoid(-z), log_sigmoid(z), log_sigmoid(-z)
     hi, lo = opaque(_split(m))                                 # or jit makes z-(hi+lo) of (z-hi)-lo
-    easy = (d := (z-hi)-lo)<=0
+    easy = (d := (z-hi)-lo) <= 0
     d = jnp.where(easy, 1., d)                                 # any positive number: its result is not used
     p_m = p*(1-m)*-jnp.expm1(-d)
-    qm = jnp.where(m>0, jnp.maximum(q+m, jnp.finfo(z.dtype).tiny), 1.)
-    log_qm = jnp.log(_as(qm, jnp.where(z>0, q, -p) + m))
-    log_1m = jnp.where(m>0, _as(jnp.where(p_m<.5, jnp.log1p(-p_m), log_qm), log_qm), log_q)
+    qm = jnp.where(m > 0, jnp.maximum(q+m, jnp.finfo(z.dtype).tiny), 1.)
+    log_qm = jnp.log(_as(qm, jnp.where(z > 0, q, -p) + m))
+    log_1m = jnp.where(m > 0, _as(jnp.where(p_m < .5, jnp.log1p(-p_m), log_qm), log_qm), log_q)
     return (q, log_q, -log_p), (p_m, _log1mexp(d)+log_p+jnp.log1p(-m), -log_1m), easy
 
 # %% ../nbs/06_jax.ipynb #4ae14ff7
@@ -56,8 +56,8 @@ def _seen(x):
 
 def _settings(z, dim=-1, **given):
     "Numbers; arrays as they broadcast against dim of z, nan where a value is refused"
-    for name,v in given.items():
-        s, fits = check_setting(name, _seen(v), _seen(z), torch.float32, dim), RANGES.get(name, (0, lambda v: v==v))[1]
+    for name, v in given.items():
+        s, fits = check_setting(name, _seen(v), _seen(z), torch.float32, dim), RANGES.get(name, (0, lambda v: v == v))[1]
         xp = jnp if isinstance(v, jax.core.Tracer) else np     # what is known stays known under jit
         if isinstance(s, torch.Tensor): s = xp.where(fits(v := xp.asarray(v).astype(z.dtype)), v, np.nan).reshape(s.shape)
         yield s if isinstance(s, (jax.Array, np.ndarray)) else float(s)
@@ -85,8 +85,8 @@ def asymmetric_loss_multi_label(input, target, gamma_neg=4., gamma_pos=1., clip=
     z, y, detach = input+jnp.float32(0), jnp.asarray(target), disable_torch_grad_focal_loss
     gamma_neg, gamma_pos, clip, s, weight, pos_weight = _settings(z, gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip,
         smoothing=smoothing, weight=weight, pos_weight=pos_weight)
-    known = (y.dtype==bool) | ((y := y.astype(z.dtype))!=ignore_index)
-    y = jnp.where(known, jnp.where((y>=0) & (y<=1), y*(1-s) + s/2, jnp.nan), 0.)
+    known = (y.dtype == bool) | ((y := y.astype(z.dtype)) != ignore_index)
+    y = jnp.where(known, jnp.where((y >= 0) & (y <= 1), y*(1-s) + s/2, jnp.nan), 0.)
     pos, neg, easy = _sides(jnp.where(known, z, 0.), clip)
     neg = jnp.where(easy, 0., _term(*neg, gamma_neg, detach))
     loss = weight*(pos_weight*y*_term(*pos, gamma_pos, detach) + (1-y)*neg)
@@ -125,10 +125,10 @@ def asymmetric_loss_single_label(input, target, gamma_pos=1., gamma_neg=4., eps=
     known_classes(_seen(target), input.shape[1], ignore_index)
     z, target, C = input+jnp.float32(0), jnp.asarray(target).astype(int), input.shape[1]
     gamma_pos, gamma_neg, eps, weight = _settings(z, 1-z.ndim, gamma_pos=gamma_pos, gamma_neg=gamma_neg, eps=eps, weight=weight)
-    known, of = target!=ignore_index, lambda k: one_hot(k, C, axis=1, dtype=bool)
+    known, of = target != ignore_index, lambda k: one_hot(k, C, axis=1, dtype=bool)
     log_p, log_1m = _log_softmax(jnp.where(known[:, None], z, 0.), of)
     t = of(target)
-    log_p = jnp.where(t | (eps>0), log_p, 0.)                  # -inf must not meet a 0
+    log_p = jnp.where(t | (eps > 0), log_p, 0.)                # -inf must not meet a 0
     share = weight*(t*(1-eps) + eps/C)
     loss = (share*jnp.exp(jnp.where(t, gamma_pos*log_1m, gamma_neg*log_p))*-log_p).sum(1)
     loss = jnp.where(known, jnp.where(t.any(1), loss, jnp.nan), 0.)
@@ -152,9 +152,9 @@ def posterior(input, gamma_neg=4., gamma_pos=1., clip=0.05, *, disable_torch_gra
         Probabilities in [0, 1], the shape of `input`.
     """
     given = dict(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, smoothing=smoothing, pos_weight=pos_weight)
-    check_link(check_logits(_seen(input)), torch.float32, **{k: _seen(v) for k,v in given.items()})
+    check_link(check_logits(_seen(input)), torch.float32, **{k: _seen(v) for k, v in given.items()})
     gamma_neg, gamma_pos, clip, s, pos_weight = _settings(jnp.atleast_1d(z := input+jnp.float32(0)), **given)
     (pos, neg, easy), detach = _sides(z, clip), disable_torch_grad_focal_loss
-    log_w = jnp.log(jnp.where(pos_weight>0, pos_weight, jnp.nan))
+    log_w = jnp.log(jnp.where(pos_weight > 0, pos_weight, jnp.nan))
     log_odds = _log_pull(*neg, gamma_neg, detach) - _log_pull(*pos, gamma_pos, detach) - log_w
     return ((sigmoid(jnp.where(easy, -jnp.inf, log_odds)) - s/2)/(1-s)).clip(0, 1)

@@ -41,7 +41,7 @@ class _Gradients:
     "Memory for the gradients; None for those that nobody needs"
     def __init__(self, h, weight, bias, need, sparse):
         C, self.weight, self.need, self.sparse, self.found = len(weight), weight, need, sparse, []
-        self.direct = weight.dtype==h.dtype and not sparse
+        self.direct = weight.dtype == h.dtype and not sparse
         self.hidden, self.bias = torch.zeros_like(h) if need[0] else None, h.new_zeros(C) if need[2] else None
         self.all = torch.empty_like(weight) if need[1] else None
 
@@ -96,7 +96,7 @@ _instead = 'linear_asymmetric_loss: {} needs the logits whole; use F.linear and 
 
 def _times_(o, g):
     "o*g in place; on the values of a sparse tensor, which then stays known to be coalesced"
-    if g!=1: (stored_entries(o)[1] if o.is_sparse else o).mul_(g.to(o.dtype))
+    if g != 1: (stored_entries(o)[1] if o.is_sparse else o).mul_(g.to(o.dtype))
     return o
 
 # %% ../nbs/04_linear.ipynb #0e2cbbfe
@@ -120,21 +120,21 @@ class _Linear(Function):
 # %% ../nbs/04_linear.ipynb #0ba3b151
 def stand_in_logits(hidden, weight, bias):
     "Something of the logits' shape that takes no memory, and how many classes there are"
-    for name,o in dict(hidden=hidden, weight=weight, **({} if bias is None else dict(bias=bias))).items():
+    for name, o in dict(hidden=hidden, weight=weight, **({} if bias is None else dict(bias=bias))).items():
         if not isinstance(o, Tensor): raise TypeError(f'{name}: got {type(o).__name__}, needs a tensor')
         if not o.is_floating_point(): raise TypeError(f'{name}: got {o.dtype}, needs a floating dtype')
-        if o.device!=hidden.device: raise ValueError(f'{name}: got device {o.device}, needs {hidden.device}')
-    if weight.ndim!=2: raise ValueError(f'weight: got shape {tuple(weight.shape)}, needs (C, D)')
+        if o.device != hidden.device: raise ValueError(f'{name}: got device {o.device}, needs {hidden.device}')
+    if weight.ndim != 2: raise ValueError(f'weight: got shape {tuple(weight.shape)}, needs (C, D)')
     C, D = weight.shape
-    if hidden.ndim<1 or hidden.shape[-1]!=D: raise ValueError(f'hidden: got shape {tuple(hidden.shape)}, needs (..., {D})')
-    if bias is not None and bias.shape!=(C,): raise ValueError(f'bias: got shape {tuple(bias.shape)}, needs ({C},)')
+    if hidden.ndim < 1 or hidden.shape[-1] != D: raise ValueError(f'hidden: got shape {tuple(hidden.shape)}, needs (..., {D})')
+    if bias is not None and bias.shape != (C,): raise ValueError(f'bias: got shape {tuple(bias.shape)}, needs ({C},)')
     dtype = at_least_float32(hidden, weight)
     return hidden.detach().new_empty((), dtype=dtype).expand(*hidden.shape[:-1], C), C
 
 # %% ../nbs/04_linear.ipynb #3e327b92
 def _settings_of(logits, given, detach):
     "The settings, checked"
-    for k,v in given.items():
+    for k, v in given.items():
         if isinstance(v, Tensor) and v.requires_grad: raise ValueError(f'{k}: got a tensor that requires grad, needs a constant')
     if given['eps'] is None: given['eps'] = 0.
     return Settings(*[check_setting(k, v, logits, logits.dtype) for k,v in given.items()], detach)
@@ -144,17 +144,17 @@ NO_NONE = "reduction: got 'none', needs 'sum', 'mean' or 'batchmean'"
 
 def is_listed(t):
     "Whether a target lists entries: class indices, or a sparse tensor"
-    return isinstance(t, Tensor) and (t.layout!=torch.strided or not (t.is_floating_point() or t.dtype==torch.bool))
+    return isinstance(t, Tensor) and (t.layout != torch.strided or not (t.is_floating_point() or t.dtype == torch.bool))
 
 def check_target(logits, target, reduction):
     "The checks that need no look into the target"
     check_arguments(logits, logits if is_listed(target) else target, reduction)
-    if reduction=='none': raise ValueError(NO_NONE)
+    if reduction == 'none': raise ValueError(NO_NONE)
 
 def _labels_of(target, logits, C, ignore_index, reduction, tiling):
     "Labels of tiles, of a target of any kind"
     check_target(logits, target, reduction)
-    if target.device!=logits.device: raise ValueError(f'target: got device {target.device}, needs {logits.device}')
+    if target.device != logits.device: raise ValueError(f'target: got device {target.device}, needs {logits.device}')
     if is_listed(target): return ListedLabels(target, logits.shape[:-1], C, ignore_index, *tiling)
     return DenseLabels(target, C, ignore_index, *tiling)
 
@@ -162,7 +162,7 @@ def _scaled(s, reduction, count, N, dtype):
     "Settings with what the reduction divides by in the weight"
     count = {'mean': count, 'batchmean': N}.get(reduction, 1)
     if isinstance(count, Tensor): count = count.to(dtype)
-    return s if reduction=='sum' else s._replace(weight=s.weight/count if isinstance(count, Tensor) or count else math.nan)
+    return s if reduction == 'sum' else s._replace(weight=s.weight/count if isinstance(count, Tensor) or count else math.nan)
 
 # %% ../nbs/04_linear.ipynb #ff5a26c4
 @not_compiled
@@ -224,12 +224,12 @@ def linear_asymmetric_loss(
     with torch.autocast(hidden.device.type, enabled=False):
         loss = _Linear.apply(hidden, weight, bias, partial(_run, labels=labels, s=s, ignore_index=ignore_index, need=need,
             sparse=sparse_grad, tiling=tiling, compiled=bool(compiled), shares=shares))
-    if stats is not None: stats.update({k: v/max(N*C, 1) for k,v in shares.items()})
-    return loss if N or reduction=='sum' else loss+math.nan
+    if stats is not None: stats.update({k: v/max(N*C, 1) for k, v in shares.items()})
+    return loss if N or reduction == 'sum' else loss+math.nan
 
 # %% ../nbs/04_linear.ipynb #671d2940
 def check_k(k, C):
-    if not 1<=k<=C: raise ValueError(f'k: got {k}, needs a number from 1 to {C}')
+    if not 1 <= k <= C: raise ValueError(f'k: got {k}, needs a number from 1 to {C}')
 
 @torch.no_grad()
 def topk_in_tiles(hidden, weight, bias, k, loss, budget, raw=False):
@@ -245,7 +245,7 @@ def topk_in_tiles(hidden, weight, bias, k, loss, budget, raw=False):
         for i in range(0, C, classes):
             o = slice(i, i+classes)
             z = F.linear(x, weight[o].to(x.dtype), None if bias is None else bias[o].to(x.dtype))
-            if not alike: z = posterior(z, **{n: v[o] if isinstance(v, Tensor) and v.ndim else v for n,v in settings.items()})
+            if not alike: z = posterior(z, **{n: v[o] if isinstance(v, Tensor) and v.ndim else v for n, v in settings.items()})
             top, place = z.topk(min(k, z.shape[1]))
             best, order = torch.cat([best, top], 1).topk(min(k, best.shape[1]+top.shape[1]))
             at = torch.cat([at, place+i], 1).gather(1, order)

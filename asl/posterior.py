@@ -40,7 +40,7 @@ def check_logits(input, ndim=0):
     "Logits in float32, or float64 if they are"
     if not isinstance(input, Tensor): raise TypeError(f'input: got {type(input).__name__}, needs a tensor')
     if not input.is_floating_point(): raise TypeError(f'input: got {input.dtype}, needs floating-point logits')
-    if input.ndim<ndim: raise ValueError(f'input: got shape {tuple(input.shape)}, needs (N, C, ...)')
+    if input.ndim < ndim: raise ValueError(f'input: got shape {tuple(input.shape)}, needs (N, C, ...)')
     return input.to(at_least_float32(input))
 
 def _need(name, value, fits, needs):
@@ -54,9 +54,9 @@ def check_link(z, dtype, gamma_neg=4., gamma_pos=1., clip=0.05, *, eps=None, dis
     given = dict(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, pos_weight=pos_weight, smoothing=smoothing,
         eps=0. if eps is None else eps)
     *settings, s, eps = [check_setting(k, v, z if z.ndim else z.view(1), dtype) for k,v in given.items()]
-    _need('pos_weight', settings[3], lambda v: v>0, 'a number > 0')
-    _need('smoothing', s, lambda v: v<1, 'less than 1, where all labels are alike')
-    if eps: _need('clip', settings[2], lambda v: v>=eps, f'at least eps={eps:g}: above the margin the clamp is felt')
+    _need('pos_weight', settings[3], lambda v: v > 0, 'a number > 0')
+    _need('smoothing', s, lambda v: v < 1, 'less than 1, where all labels are alike')
+    if eps: _need('clip', settings[2], lambda v: v >= eps, f'at least eps={eps:g}: above the margin the clamp is felt')
     return s, (*settings, disable_torch_grad_focal_loss)
 
 # %% ../nbs/02_posterior.ipynb #613a0457
@@ -112,7 +112,7 @@ def _halve(f, want, lo, hi):
     lo, hi = torch.full_like(want, lo), torch.full_like(want, hi)
     for _ in range(90):
         mid = (lo+hi)/2
-        below = f(mid)<want
+        below = f(mid) < want
         lo, hi = torch.where(below, mid, lo), torch.where(below, hi, mid)
     return hi
 
@@ -122,8 +122,8 @@ def _ask(value, name, settings):
     v = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
     tensors = [o for o in settings.values() if isinstance(o, Tensor)]
     wide = v.to(highest_precision(v))
-    raise_where(~((wide>0) & (wide<1)), wide, name, 'a number above 0 and below 1')
-    if v.ndim==0 and tensors: wide = wide.expand_as(max(tensors, key=Tensor.numel)).to(tensors[0].device)
+    raise_where(~((wide > 0) & (wide < 1)), wide, name, 'a number above 0 and below 1')
+    if v.ndim == 0 and tensors: wide = wide.expand_as(max(tensors, key=Tensor.numel)).to(tensors[0].device)
     dtype = at_least_float32(v) if isinstance(value, Tensor) else torch.float32
     return wide, lambda out: out.to(dtype) if isinstance(value, Tensor) or out.ndim else out.item()
 
@@ -134,7 +134,7 @@ def _inverse(value, name, settings):
     f, goal = lambda z: _log_odds(z, *link), torch.logit(want*(1-s)+s/2)
     top = f(torch.full_like(want, 1e6))
     most = (torch.sigmoid(top)-s/2)/(1-s)
-    raise_where(goal>=top, want, name, f'less than {most.min().item():.6g}, the most that a score can mean with these settings')
+    raise_where(goal >= top, want, name, f'less than {most.min().item():.6g}, the most that a score can mean with these settings')
     return _halve(f, goal, -1e6, 1e6), cast
 
 # %% ../nbs/02_posterior.ipynb #4d940367
@@ -214,7 +214,7 @@ def class_prior(target:Tensor, ignore_index:int=-100, add:float=.5) -> Tensor:
     labels, known = known_labels(target, dtype, ignore_index)
     if known is None: known = torch.ones_like(labels)
     positives, entries = (each.to(dtype).reshape(-1, target.shape[-1]).sum(0) for each in (labels, known))
-    if (entries==0).any():
+    if (entries == 0).any():
         raise ValueError(f'target: got no known entry in class {(entries==0).nonzero()[0].item()}, needs one in each')
     return ((positives+add)/(entries+2*add)).float()
 
@@ -247,10 +247,10 @@ def gamma_for_prior(
     kwargs |= dict(clip=clip, gamma_pos=gamma_pos)
     want, cast = _ask(prior, 'prior', kwargs)
     s, (_, *link) = check_link(want, want.dtype, 0., **kwargs)
-    _need('clip', link[1], lambda v: v<.5, 'less than 1/2, or the score 1/2 lies below the margin')
+    _need('clip', link[1], lambda v: v < .5, 'less than 1/2, or the score 1/2 lies below the margin')
     f, goal = lambda g: -_log_odds(torch.zeros_like(g), g, *link), -torch.logit(want*(1-s)+s/2)
     most = (torch.sigmoid(-f(torch.zeros_like(want)))-s/2)/(1-s)
-    raise_where(want>most, want, 'prior', f'at most {most.min().item():.6g}, which gamma_neg=0 gives')
+    raise_where(want > most, want, 'prior', f'at most {most.min().item():.6g}, which gamma_neg=0 gives')
     return cast(_halve(f, goal, 0., 1e4))
 
 # %% ../nbs/02_posterior.ipynb #5ad44f50
@@ -288,8 +288,8 @@ def posterior_single_label(
     """
     given, z = dict(gamma_pos=gamma_pos, gamma_neg=gamma_neg, eps=eps, weight=weight), check_logits(input, 2)
     settings = [check_setting(k, v, z, z.dtype, 1-z.ndim) for k,v in given.items()]
-    _need('eps', settings[2], lambda v: v<1, 'less than 1, where all labels are alike')
-    _need('weight', settings[3], lambda v: v>0, 'numbers > 0')
+    _need('eps', settings[2], lambda v: v < 1, 'less than 1, where all labels are alike')
+    _need('weight', settings[3], lambda v: v > 0, 'numbers > 0')
     p, A, B, top = _pulls(z, *settings)
     total = lambda x: x.sum(1, keepdim=True)
     d = torch.where(top, 1., A-B)

@@ -34,7 +34,7 @@ def test_the_record(quick):
     sizes = (64, 80), (64, 1000)
     assert found == {('multi', s, e) for s in sizes for e in (.5, .9)} | {('single', s, None) for s in sizes}
     for r in record['rows']:
-        assert len(r['both']) == 4 and r['both'] == sorted(r['both']) and r['dtype'] == 'float32' and r['samples'] == 5*(20 if r['size'][1]==80 else 16)
+        assert len(r['both']) == 4 and r['both'] == sorted(r['both']) and r['dtype'] == 'float32' and r['samples'] == 5*(20 if r['size'][1] == 80 else 16)
         if r['peer'] == 'copy floor': continue
         assert r['mode'] == 'eager' and 'failed' not in r and len(r['forward']) == len(r['backward']) == 4
         assert 0 <= r['kept_beyond_inputs'] <= r['kept'] and r['peak'] >= r['bytes']      # the gradient, at least
@@ -56,7 +56,7 @@ def test_threads_are_used_recorded_and_given_back(capsys):
 def test_a_compiled_peer_that_fails_is_in_the_table(capsys, monkeypatch):
     import asl.benchmark.race, asl.benchmark.report
     def breaks(z, y):
-        if z.sum()>0: return z.sum()
+        if z.sum() > 0: return z.sum()
         return (2*z).sum()
     monkeypatch.setattr(asl.benchmark.race, 'peers', lambda task: {'breaks': breaks})
     record = small(task='single')

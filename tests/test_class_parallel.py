@@ -58,7 +58,7 @@ def run(program, folder, processes, timeout=60):
 
 def passes(program, folder, processes):
     code, out, _ = run(program, folder, processes)
-    assert not code and out.count('done')==processes, out
+    assert not code and out.count('done') == processes, out
 
 one_mesh = '''
 mesh = init_device_mesh('cpu', (W,), mesh_dim_names=('tp',))
@@ -165,4 +165,4 @@ for step in range(1, 100):
 @pytest.mark.parametrize('fault, says', [('os.kill(os.getpid(), signal.SIGKILL)', 'SIGKILL'), ('time.sleep(1000)', 'imed out')])
 def test_fault(tmp_path, fault, says):
     code, out, took = run(faulty.replace('FAULT', fault), tmp_path, 2)
-    assert code and says in out and 'step 4' in out and 'step 5' not in out and took<40, out
+    assert code and says in out and 'step 4' in out and 'step 5' not in out and took < 40, out

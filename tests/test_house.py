@@ -8,7 +8,7 @@ sys.path.append(str(Path(__file__).parents[1]/'tools'))
 from house import graph, sources, violations
 
 def test_arrows_point_one_way_and_nobody_takes_what_is_private():
-    assert violations(sources())==[]
+    assert violations(sources()) == []
 
 @pytest.mark.parametrize('module, line, said', [
     ('ops.checks', 'from .reference import reduce_loss', 'ops.checks: imports ops.reference'),
@@ -39,4 +39,4 @@ def test_a_circle_and_a_module_without_a_room_are_seen():
 
 def test_the_graph_is_that_of_the_code():
     found = graph(sources())
-    assert found['cli']==[] and found['train']==['cli', 'training.pipeline'] and 'ops.gpu' in found['ops.dispatch']
+    assert found['cli'] == [] and found['train'] == ['cli', 'training.pipeline'] and 'ops.gpu' in found['ops.dispatch']

@@ -35,7 +35,7 @@ def browser():
         driver.quit()
 
 def resize(browser, width):
-    browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(width=width, height=900, deviceScaleFactor=1, mobile=width<600))
+    browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(width=width, height=900, deviceScaleFactor=1, mobile=width < 600))
 
 def visit(browser, page, width=1280):
     "Open a page and wait for its equations; nothing may leave the machine, be missing, or complain"
@@ -46,12 +46,12 @@ def visit(browser, page, width=1280):
     quiet(browser)
 
 def quiet(browser):
-    errors = [o['message'] for o in browser.get_log('browser') if o['level']=='SEVERE']
+    errors = [o['message'] for o in browser.get_log('browser') if o['level'] == 'SEVERE']
     assert not errors
     for message in (json.loads(o['message'])['message'] for o in browser.get_log('performance')):
-        if message['method']=='Network.requestWillBeSent':
+        if message['method'] == 'Network.requestWillBeSent':
             assert message['params']['request']['url'].startswith(('file:', 'data:', 'blob:'))
-        assert message['method']!='Network.loadingFailed' or message['params'].get('canceled'), message['params']
+        assert message['method'] != 'Network.loadingFailed' or message['params'].get('canceled'), message['params']
 
 @pytest.fixture(scope='module', params=pages)
 def page(request, browser):
@@ -59,9 +59,9 @@ def page(request, browser):
     phone = None
     def opened(width):
         nonlocal phone
-        if phone==(width<600): resize(browser, width)
+        if phone == (width < 600): resize(browser, width)
         else: visit(browser, request.param, width)
-        phone = width<600
+        phone = width < 600
         quiet(browser)
     return opened
 
@@ -75,7 +75,7 @@ def test_page(browser, page, width):
     assert browser.title
     wanted, drawn, wrong = browser.execute_script(
         "return ['.math', 'mjx-container', '[data-mml-node=merror], mjx-container [fill=red]'].map(o => document.querySelectorAll(o).length)")
-    assert wanted==drawn and not wrong, 'equations that are not drawn'
+    assert wanted == drawn and not wrong, 'equations that are not drawn'
     prose = browser.execute_script('''const page = document.querySelector('article').cloneNode(true)
         page.querySelectorAll('pre, code, script, mjx-container').forEach(o => o.remove())
         return page.textContent''')
@@ -85,7 +85,7 @@ def test_links_lead_somewhere(browser, page):
     page(widths[-1])
     for link in browser.execute_script("return [...document.querySelectorAll('a[href], img[src]')].map(o => o.href || o.src)"):
         url = urlsplit(link)
-        if url.scheme!='file': continue
+        if url.scheme != 'file': continue
         path = Path(unquote(url.path))
         assert path.is_file(), link
         if url.fragment: assert re.search(rf'\bid="{re.escape(unquote(url.fragment))}"', path.read_text()), link
@@ -110,4 +110,4 @@ def test_sliders(browser, slider, width):
         slider.value = slider.max; slider.dispatchEvent(new Event('input', {bubbles: true}))''', slider)
     after = browser.execute_script(look)
     quiet(browser)
-    assert after[0]!=curves and after[1]!=values
+    assert after[0] != curves and after[1] != values

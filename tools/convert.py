@@ -44,7 +44,7 @@ def signature(name, found):
     "How to call it; nbdev's own signature has too long lines, and no `*`"
     try: call = inspect.signature(found)
     except ValueError: return f'{name}(*args)'      # an exception's constructor, which is C
-    arguments = [o.replace(annotation=o.empty) for o in call.parameters.values() if o.name!='self']
+    arguments = [o.replace(annotation=o.empty) for o in call.parameters.values() if o.name != 'self']
     return name + re.sub(r'<.* at 0x\w+>', '...', str(call.replace(parameters=arguments, return_annotation=call.empty)))
 
 def arguments(found, definition):
@@ -94,7 +94,7 @@ class ShowDocs(exec_show_docs):
             if module := cell.directives_.get('default_exp'): self.k.run_cell(f'from asl import *; from asl.{module[0]} import *')
 
     def __call__(self, cell):
-        if cell.cell_type=='code' and 'show_doc(' in cell.source: super().__call__(cell)
+        if cell.cell_type == 'code' and 'show_doc(' in cell.source: super().__call__(cell)
 
 class Pages(FilterDefaults):
     def base_procs(self): return [ShowDocs if o is exec_show_docs else o for o in super().base_procs()]
@@ -112,25 +112,25 @@ def convert(path, plain=False):
     "A processed notebook, free of what only Quarto understands"
     nb, cells = nbformat.reads(processed(path), 4), []
     for i, cell in enumerate(nb.cells):
-        if cell.cell_type=='raw':
+        if cell.cell_type == 'raw':
             nb.metadata.page = page = yaml.safe_load(cell.source.strip().strip('-'))
             cell = nbformat.v4.new_markdown_cell(f"# {page['title']}\n\n> {page.get('description', '')}")
         if cell.source.startswith('<!-- WARNING'): continue
-        if cell.cell_type=='code':
+        if cell.cell_type == 'code':
             option = dict(re.findall(r'^#\| *([\w-]+): *"?(.*?)"?$', cell.source, re.M))
             cell.source, tags = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M), cell.metadata.setdefault('tags', [])
-            if option.get('include')=='false': continue
-            if option.get('output')=='false': cell.outputs = []
-            if option.get('echo')=='false': tags.append('remove-input')
-            if option.get('code-fold')=='true': tags.append('hide-input')
-            if option.get('output')=='asis':
+            if option.get('include') == 'false': continue
+            if option.get('output') == 'false': cell.outputs = []
+            if option.get('echo') == 'false': tags.append('remove-input')
+            if option.get('code-fold') == 'true': tags.append('hide-input')
+            if option.get('output') == 'asis':
                 cell = nbformat.v4.new_markdown_cell('\n'.join(o.data.get('text/markdown', '') for o in cell.outputs))
             else: figure(cell, option, *nb.cells[i+1:i+2])
-            if cell.cell_type=='code' and plain:
+            if cell.cell_type == 'code' and plain:
                 if 'remove-input' in tags: cell.source = ''
                 cell.outputs = [o for o in cell.outputs if '<svg' not in o.get('data', {}).get('text/html', '')]   # it moves, on the site
             if not cell.source and not cell.get('outputs'): continue
-        if cell.cell_type=='markdown': cell.source = markdown(cell.source, plain)
+        if cell.cell_type == 'markdown': cell.source = markdown(cell.source, plain)
         cells.append(cell)
     nb.cells, nb.metadata['language_info'] = cells, dict(name='python')
     return nb
@@ -138,7 +138,7 @@ def convert(path, plain=False):
 def figure(cell, option, following=None):
     "Give the cell's figures the size that they were drawn for, a caption, and in words what they show"
     caption = option.get('fig-cap')
-    below = re.match(r'\*([^*].*?)\*(\n\n|\Z)', following.source, re.S) if following and following.cell_type=='markdown' else None
+    below = re.match(r'\*([^*].*?)\*(\n\n|\Z)', following.source, re.S) if following and following.cell_type == 'markdown' else None
     image = dict(alt=option.get('fig-alt') or caption or (' '.join(below[1].split()) if below else 'Figure'))
     for o in cell.outputs:
         for kind, size in o.get('metadata', {}).items():

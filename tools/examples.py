@@ -21,8 +21,8 @@ def examples(nb):
     found, heading = {}, None
     for cell in nb['cells']:
         text = source(cell)
-        if cell['cell_type']=='markdown' and text.startswith('## '): heading = text.splitlines()[0][3:]
-        elif cell['cell_type']=='code' and 'import' in text:
+        if cell['cell_type'] == 'markdown' and text.startswith('## '): heading = text.splitlines()[0][3:]
+        elif cell['cell_type'] == 'code' and 'import' in text:
             name = heading if heading not in found else f'{heading} {sum(o.startswith(heading) for o in found)+1}'
             found[name] = cell
     return found
@@ -55,4 +55,4 @@ def main():
     notebook.write_text(json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False)+'\n')
     print(f'{len(todo)} examples stored')
 
-if __name__=='__main__': main()
+if __name__ == '__main__': main()

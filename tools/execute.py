@@ -19,7 +19,7 @@ def shown(cell):
     "The texts that a cell shows, by kind, and the number of its figures"
     texts, figures = {}, 0
     for o in cell.outputs:
-        data = {o.name: o.text} if o.output_type=='stream' else dict(o.get('data', {}))
+        data = {o.name: o.text} if o.output_type == 'stream' else dict(o.get('data', {}))
         data = {kind: ''.join(text) for kind, text in data.items()}
         if any(k.startswith('image/') for k in data) or '<svg' in data.get('text/html', ''): figures += 1
         else:
@@ -30,7 +30,7 @@ def compare(old, new, varies):
     "What is wrong with the stored outputs `old`, given the new ones"
     (old, old_figures), (new, new_figures) = shown(old), shown(new)
     if old_figures != new_figures: return [f'{old_figures} stored figures, {new_figures} new ones']
-    if varies and old.keys()==new.keys(): return []
+    if varies and old.keys() == new.keys(): return []
     return [f'stored {kind}:\n{old.get(kind)}\nnew {kind}:\n{new.get(kind)}' for kind in old.keys()|new.keys()
         if not same(old.get(kind, ''), new.get(kind, ''))]
 
@@ -42,19 +42,19 @@ def run(path, check=False):
     os.chdir(path.parent)
     old, new, shell = read_nb(path), read_nb(path), CaptureShell(path=path.parent)
     for cell in new.cells:
-        if cell.cell_type!='code' or re.search(r'^#\| *(eval: *false|notest)', cell.source, re.M): continue   # keeps what it shows
+        if cell.cell_type != 'code' or re.search(r'^#\| *(eval: *false|notest)', cell.source, re.M): continue  # keeps what it shows
         cell.outputs = []
         shell.cell(cell)
-        cell.outputs = [o for o in cell.outputs if o.get('name')!='stderr']     # logs and progress bars: never the same twice
+        cell.outputs = [o for o in cell.outputs if o.get('name') != 'stderr']   # logs and progress bars: never the same twice
         if shell.exc: return [f'{cell.id}: {type(shell.exc).__name__}: {shell.exc}\n{cell.source}']
     clean_nb(new, clean_ids=True)
     if not check: write_nb(new, path)
-    return [f'{b.id}: {fault}\n{b.source}' for a, b in zip(old.cells, new.cells) if check and a.cell_type=='code'
+    return [f'{b.id}: {fault}\n{b.source}' for a, b in zip(old.cells, new.cells) if check and a.cell_type == 'code'
         for fault in compare(a, b, '#| varies' in b.source)]
 
 def main(args):
     from nbdev.doclinks import nbglob
-    check, paths = '--check' in args, [Path(o).resolve() for o in args if o!='--check'] or sorted(nbglob(as_path=True))
+    check, paths = '--check' in args, [Path(o).resolve() for o in args if o != '--check'] or sorted(nbglob(as_path=True))
     context = get_context('forkserver' if hasattr(os, 'fork') else 'spawn')
     if hasattr(os, 'fork'): context.set_forkserver_preload([*heavy])
     with ProcessPoolExecutor(min(2, len(paths)), context, max_tasks_per_child=1) as pool:
@@ -63,6 +63,6 @@ def main(args):
         print(f"{'FAILED' if faults else 'ok'} {path.name}", *faults, sep='\n  ')
     failed = sum(bool(faults) for _, faults in results)
     print(f'{len(paths)-failed} passed, {failed} failed')
-    return failed>0
+    return failed > 0
 
-if __name__=='__main__': sys.exit(main(sys.argv[1:]))
+if __name__ == '__main__': sys.exit(main(sys.argv[1:]))

@@ -37,7 +37,7 @@ def sources():
     "The text of each module of asl by its dotted name; that of asl itself is ''"
     texts = {}
     for path in sorted(package.rglob('*.py')):
-        if path.name=='_modidx.py': continue
+        if path.name == '_modidx.py': continue
         name = '.'.join(path.relative_to(package).with_suffix('').parts).removesuffix('__init__').rstrip('.')
         if name not in ('ops', 'training', 'benchmark'): texts[name] = path.read_text()
     return texts
@@ -50,11 +50,11 @@ def imports(module, text, modules):
         late = id(node) in inside
         if isinstance(node, ast.Import):
             for alias in node.names:
-                if alias.name.split('.')[0]=='asl': yield alias.name.removeprefix('asl').lstrip('.'), None, late
+                if alias.name.split('.')[0] == 'asl': yield alias.name.removeprefix('asl').lstrip('.'), None, late
         elif isinstance(node, ast.ImportFrom):
             if node.level: base = ['asl', *module.split('.')][:-node.level if module else None] + (node.module or '').split('.')*bool(node.module)
             else: base = (node.module or '').split('.')
-            if base[0]!='asl': continue
+            if base[0] != 'asl': continue
             for alias in node.names:
                 whole = '.'.join([*base[1:], alias.name])
                 if whole in modules: yield whole, None, late
@@ -79,11 +79,11 @@ def violations(texts):
             if not any(fnmatch(other, pattern) for pattern in may): wrong.append(f'{module}: imports {other or "asl"}, and may import {may}')
             if name and name.startswith('_') and not name.endswith('__'): wrong.append(f'{module}: imports the private {name} of {other}')
             if late and other not in LATE: wrong.append(f'{module}: imports {other} inside of a function')
-        if module!='ops.torch_private':
+        if module != 'ops.torch_private':
             for private in re.findall(r'\btorch(?:\.\w+)*\._[a-z]\w*|\bfrom torch(?:\.\w+)*\._\w+|\._(?:values|indices)\(\)|\b_dynamo\w+', text):
                 wrong.append(f'{module}: {private} is private in PyTorch, and belongs into ops.torch_private')
     try: TopologicalSorter(graph(texts)).prepare()
     except CycleError as e: wrong.append(f'a circle: {" -> ".join(e.args[1])}')
     top = [module for module in texts if module and '.' not in module]
-    if len(top)>12: wrong.append(f'{len(top)} modules at the top, and a dozen is enough: {top}')
+    if len(top) > 12: wrong.append(f'{len(top)} modules at the top, and a dozen is enough: {top}')
     return wrong

@@ -15,7 +15,7 @@ root, notebooks, built = (Path(o).resolve() for o in (cfg.config_path, cfg.nbs_p
 def export(nb, name, images):
     "A notebook as plain Markdown, and its images by file name"
     text, resources = MarkdownExporter().from_notebook_node(nb, dict(output_files_dir=images, unique_key=name))
-    captions = iter([c.metadata.mystnb for c in nb.cells if c.cell_type=='code' for o in c.outputs
+    captions = iter([c.metadata.mystnb for c in nb.cells if c.cell_type == 'code' for o in c.outputs
         if any(k.startswith('image/') for k in o.get('data', {}))])
     def described(m):
         figure = next(captions)
@@ -28,7 +28,7 @@ def export(nb, name, images):
 def room(path):
     "The part of the menu that a page stands in: its room in the package, or what its number says"
     inside, dot, _ = stem(path).partition('.')
-    return rooms[inside if dot else 'learn' if path.name[0]=='1' else 'use']
+    return rooms[inside if dot else 'learn' if path.name[0] == '1' else 'use']
 
 def site():
     "Build the site; any warning of Sphinx is an error"
@@ -41,9 +41,9 @@ def site():
     pages = {path: convert(path) for path in sorted(nbglob(as_path=True))}
     groups = {'Start': ['Overview <self>']} | {room: [] for room in rooms.values()}
     for path in pages:
-        if path.name!=cfg.readme_nb: groups[room(path)].append(stem(path))
+        if path.name != cfg.readme_nb: groups[room(path)].append(stem(path))
     for path, nb in pages.items():
-        if path.name==cfg.readme_nb: nb.cells += [nbformat.v4.new_markdown_cell(
+        if path.name == cfg.readme_nb: nb.cells += [nbformat.v4.new_markdown_cell(
             f'```{{toctree}}\n:hidden:\n:caption: {name}\n\n'+'\n'.join(entries)+'\n```') for name, entries in groups.items() if entries]
         nbformat.write(nb, source/f'{stem(path)}.ipynb')
     code = subprocess.run([sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', '-b', 'html', str(source), str(built)],
@@ -54,7 +54,7 @@ def site():
 def plain_pages(pages):
     "Each page as Markdown beside its HTML, and llms.txt, their list"
     lines = [f'# {cfg.title}', '', f'> {cfg.description}', '', '## Docs', '']
-    for path in sorted(pages, key=lambda o: (o.name!=cfg.readme_nb, o.name[0]!='1', o.name)):    # the reading order
+    for path in sorted(pages, key=lambda o: (o.name != cfg.readme_nb, o.name[0] != '1', o.name)):  # the reading order
         nb, name = convert(path, plain=True), stem(path)
         text, images = export(nb, name, f'{name}_files')
         for file, data in {f'{name}.html.md': text.encode(), **images}.items():
@@ -70,13 +70,13 @@ def readme(check=False):
     note = '<!-- Written from nbs/index.ipynb by `make readme`: do not edit -->\n\n'
     files = {root/name: data for name, data in {'README.md': (note+text).encode(), **images}.items()}
     stored = {path: path.read_bytes() for path in [root/'README.md', *(root/'images/index').glob('*')] if path.exists()}
-    if check: return f'README.md or its images are stale: run make readme' if files!=stored else 0
+    if check: return f'README.md or its images are stale: run make readme' if files != stored else 0
     for path in stored.keys()-files.keys(): path.unlink()
     for path, data in files.items():
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(data)
 
-if __name__=='__main__':
+if __name__ == '__main__':
     os.environ['IN_TEST'] = '1'     # nbdev: look at nothing but the notebook
     os.chdir(notebooks)
-    sys.exit(readme('--check' in sys.argv) if sys.argv[1]=='readme' else site())
+    sys.exit(readme('--check' in sys.argv) if sys.argv[1] == 'readme' else site())

@@ -42,7 +42,7 @@ def heads(compiled):
 def measure_heads(fs, hidden, weight, bias, index, dense, repeats, tick=lambda: None):
     "A row for each entrant: times in ms, memory in bytes beyond the gradients, or why it failed; last the shares of the tiles"
     x, stats = (hidden, weight, bias, index, dense), {}
-    step = lambda f: sample(f, *x, untimed=weight.numel()<2**24)
+    step = lambda f: sample(f, *x, untimed=weight.numel() < 2**24)
     rows, fit = measure_each(fs, step)
     times = race(fit, repeats, step, tick)
     for key, f in fit.items():
@@ -54,7 +54,7 @@ def measure_heads(fs, hidden, weight, bias, index, dense, repeats, tick=lambda: 
 # %% ../../nbs/51_benchmark.heads.ipynb #6f2c02b8
 def head_table(rows):
     "The rows of one case as aligned text"
-    plain = {r['peer']: r['both'] for r in rows if r['mode']=='eager' and 'both' in r}.get('asl')
+    plain = {r['peer']: r['both'] for r in rows if r['mode'] == 'eager' and 'both' in r}.get('asl')
     lines = [f"{'head':9}{'mode':11}{'ms':>10}{'min':>10}{'plain takes':>13}{'beyond gradients':>18}"]
     for r in rows:
         name = f"{r['peer']:9}{r['mode']:11}"
@@ -71,7 +71,7 @@ def _panel(ax, rows):
     for i, mine in enumerate(cases(rows, 'peer', 'mode')):
         mine = [r for r in mine if 'both' in r]
         if not mine: continue
-        ax.plot([shares.index(r['easy']) for r in mine], [r['both'][2] for r in mine], 'o-' if mine[0]['peer']=='tiles' else 's--',
+        ax.plot([shares.index(r['easy']) for r in mine], [r['both'][2] for r in mine], 'o-' if mine[0]['peer'] == 'tiles' else 's--',
                 color=f'C{i}', ms=4, label=f"{mine[0]['peer']}, {mine[0]['mode']}")
     ax.set(xticks=range(len(shares)), xticklabels=[f'{100*s:g}' for s in shares], yscale='log', ylabel='ms')
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

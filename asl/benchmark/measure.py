@@ -27,7 +27,7 @@ def machine(device):
     "The hardware"
     info = Path('/proc/cpuinfo')
     found = re.search('model name.*: (.*)', info.read_text()) if info.exists() else None
-    gpu = torch.cuda.get_device_name(device) if device.type=='cuda' else None
+    gpu = torch.cuda.get_device_name(device) if device.type == 'cuda' else None
     return dict(cpu=found[1] if found else platform.processor() or platform.machine(), cores=os.cpu_count(), gpu=gpu)
 
 def versions():
@@ -79,14 +79,14 @@ def _check(o):
 def _lacks(size, device, features=0):
     "Why a size, of a head if there are features, does not fit into memory, or None"
     need, free, info = 24*4*math.prod(size) + 16*size[1]*features, math.inf, Path('/proc/meminfo')
-    if device.type=='cuda': free = torch.cuda.mem_get_info(device)[0]
+    if device.type == 'cuda': free = torch.cuda.mem_get_info(device)[0]
     elif info.exists(): free = 1024*int(re.search(r'MemAvailable: *(\d+)', info.read_text())[1])
-    if need>free: return f'out of memory: needs about {need/2**30:.1f} GiB, {free/2**30:.1f} GiB are free'
+    if need > free: return f'out of memory: needs about {need/2**30:.1f} GiB, {free/2**30:.1f} GiB are free'
 
 # %% ../../nbs/53_benchmark.measure.ipynb #23aac155
 def _kind(o, task):
     "What is fixed in a case, who takes part, what they are given, how it is measured and shown"
-    if task!='linear': return {}, partial(entrants, task), partial(inputs, task), measure, table
+    if task != 'linear': return {}, partial(entrants, task), partial(inputs, task), measure, table
     features = dict(features=o['features'])
     return features, heads, partial(head_inputs, **features), measure_heads, head_table
 
@@ -113,7 +113,7 @@ def _run(o, record, groups, easy, device):
 # %% ../../nbs/53_benchmark.measure.ipynb #b0dcd18b
 def run_benchmark(o, usual):
     "Measure with the options `o`, given what they usually are; returns the record"
-    given = ' '.join(f'--{k}' if v is True else f'--{k} {v}' for k, v in o.items() if v!=usual[k])
+    given = ' '.join(f'--{k}' if v is True else f'--{k} {v}' for k, v in o.items() if v != usual[k])
     o |= {k: v for k, v in (_quick if o['quick'] else _heads if o['linear'] else _full).items() if o[k] is None}
     (tasks, sizes, dtypes, easy, device), start = _check(o), time.time()
     o['no_compile'] |= o['quick']

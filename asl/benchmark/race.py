@@ -32,7 +32,7 @@ def peers(
     task:str, # 'multi' or 'single' label
 )->dict:      # Loss functions of logits and targets, by name
     "Everybody in the race; what is not installed is left out"
-    multi, timm = task=='multi', find_spec('timm') is not None
+    multi, timm = task == 'multi', find_spec('timm') is not None
     out = {'asl': AsymmetricLossMultiLabel() if multi else AsymmetricLossSingleLabel()}
     if timm:
         from timm.loss import AsymmetricLossMultiLabel as Multi, AsymmetricLossSingleLabel as Single
@@ -55,16 +55,16 @@ def easy_mean(
 
 def inputs(task, size, dtype=torch.float32, easy=.9, device='cpu', seed=0):
     "Logits and targets: 0.5% of the entries positive, or one class in each row"
-    g, multi = torch.Generator().manual_seed(seed), task=='multi'
+    g, multi = torch.Generator().manual_seed(seed), task == 'multi'
     z = torch.randn(*size, generator=g)*2 + (easy_mean(easy) if multi else 0.)
-    y = (torch.rand(*size, generator=g)<.005).to(dtype) if multi else torch.randint(0, size[1], size[:1], generator=g)
+    y = (torch.rand(*size, generator=g) < .005).to(dtype) if multi else torch.randint(0, size[1], size[:1], generator=g)
     return z.to(device, dtype).requires_grad_(), y.to(device)
 
 # %% ../../nbs/50_benchmark.race.ipynb #3782aece
 class CopyFloor:
     "Memory traffic that no loss can do without, in the guise of a loss"
     def __init__(self, z, y):
-        self.read = z.detach(), y if y.shape==z.shape else z.detach()   # class indices are next to nothing
+        self.read = z.detach(), y if y.shape == z.shape else z.detach()  # class indices are next to nothing
         self.grad = torch.empty_like(self.read[0])
 
     def __call__(self, z, y):
@@ -143,14 +143,14 @@ def peak(f, *inputs):
     "Most bytes allocated at one time during forward and backward, beyond what was there before"
     device = inputs[0].device
     _forget(inputs)
-    if device.type=='cuda':
+    if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         f(*inputs).backward()
         return torch.cuda.max_memory_allocated(device) - before
     cpu = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=cpu, profile_memory=True) as p: f(*inputs).backward()
-    events = [(e.start_ns(), e.nbytes()) for e in p.profiler.kineto_results.events() if e.name()=='[memory]']
+    events = [(e.start_ns(), e.nbytes()) for e in p.profiler.kineto_results.events() if e.name() == '[memory]']
     return max(accumulate(n for _, n in sorted(events, key=lambda e: e[0])), default=0)
 
 # %% ../../nbs/50_benchmark.race.ipynb #33d2b518

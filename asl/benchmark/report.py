@@ -26,7 +26,7 @@ def _line(r, floor, timm):
 
 def table(rows):
     "The rows of one case as aligned text"
-    timm, floor = {r['mode']: r['both'][2] for r in rows if r['peer']=='timm' and 'both' in r}, rows[0]['both']
+    timm, floor = {r['mode']: r['both'][2] for r in rows if r['peer'] == 'timm' and 'both' in r}, rows[0]['both']
     heads = ''.join(f'{h:>9}' for h in 'both min forward backward'.split())
     return '\n'.join([f"{'loss':14}{'mode':9}{heads}  x timm  x floor   kept beyond   peak",
         *[_line(r, floor[2], timm.get(r['mode'])) for r in rows[1:]], f'{rows[0]["peer"]:23}{floor[2]:9.3f}{floor[0]:9.3f}'])
@@ -43,7 +43,7 @@ def _panel(ax, rows):
     names = list(dict.fromkeys(r['peer'] for r in rows if r['mode']))
     for floor, *case in cases(rows, 'easy'):
         for r in [r for r in case if 'both' in r]:
-            late, easy = r['mode']=='compiled', .9 if r['easy'] is None else r['easy']
+            late, easy = r['mode'] == 'compiled', .9 if r['easy'] is None else r['easy']
             ax.plot(r['both'][2]/floor['both'][2], names.index(r['peer'])+.3*late-.15, 'os'[late],
                     color=f'C{late:d}', ms=3+5*easy, alpha=.8)
     ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names)-.5, -.5), xscale='log')

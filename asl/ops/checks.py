@@ -24,22 +24,22 @@ def raise_where(bad, got, name, needs):
 # %% ../../nbs/20_ops.checks.ipynb #c1b84740
 def check_arguments(input, target, reduction, single=False):
     "What can be refused without looking at values"
-    for name,x in (('input', input), ('target', target)):
+    for name, x in (('input', input), ('target', target)):
         if not isinstance(x, Tensor): raise TypeError(f'{name}: got {type(x).__name__}, needs a tensor')
     if not input.is_floating_point(): raise TypeError(f'input: got {input.dtype}, needs floating-point logits')
     if not single and target.is_complex(): raise TypeError(f'target: got {target.dtype}, needs real numbers')
     if input.ndim < 1+single:
         raise ValueError(f'input: got shape {tuple(input.shape)}, needs {"(N, C, ...)" if single else "(..., C)"}')
     shape = input.shape[:1]+input.shape[2:] if single else input.shape
-    if target.shape!=shape: raise ValueError(f'target: got shape {tuple(target.shape)}, needs {tuple(shape)}')
-    if target.device!=input.device: raise ValueError(f'target: got device {target.device}, needs {input.device}')
+    if target.shape != shape: raise ValueError(f'target: got shape {tuple(target.shape)}, needs {tuple(shape)}')
+    if target.device != input.device: raise ValueError(f'target: got device {target.device}, needs {input.device}')
     reductions = ('none', 'sum', 'mean') + (() if single else ('batchmean',))
     if reduction not in reductions: raise ValueError(f'reduction: got {reduction!r}, needs one of {reductions}')
 
 # %% ../../nbs/20_ops.checks.ipynb #c92774b1
-_gamma = 'a finite number >= 0', lambda v: (v>=0) & (v<math.inf)
-_share = 'a number in [0, 1]', lambda v: (v>=0) & (v<=1)
-_below_1 = 'a number in [0, 1)', lambda v: (v>=0) & (v<1)
+_gamma = 'a finite number >= 0', lambda v: (v >= 0) & (v < math.inf)
+_share = 'a number in [0, 1]', lambda v: (v >= 0) & (v <= 1)
+_below_1 = 'a number in [0, 1)', lambda v: (v >= 0) & (v < 1)
 RANGES = dict(gamma_neg=_gamma, gamma_pos=_gamma, clip=_below_1, eps=_share, smoothing=_share, thresh=_share)
 _ABSENT = dict(clip=0., weight=1., pos_weight=1.)              # what None stands for
 
@@ -47,7 +47,7 @@ _ABSENT = dict(clip=0., weight=1., pos_weight=1.)              # what None stand
 def check_setting(name, value, input, dtype, dim=-1):
     "A number as it is, or a tensor of one value a class, shaped to broadcast against the classes in dim of input"
     if value is None: value = _ABSENT.get(name)
-    needs, fits = RANGES.get(name, ('a number or a tensor', lambda v: v==v))
+    needs, fits = RANGES.get(name, ('a number or a tensor', lambda v: v == v))
     if not isinstance(value, Tensor) or name in ('eps', 'smoothing'):
         if not isinstance(value, Real): raise TypeError(f'{name}: got {type(value).__name__}, needs {needs}')
         if not fits(value): raise ValueError(f'{name}: got {value}, needs {needs}')
@@ -56,7 +56,7 @@ def check_setting(name, value, input, dtype, dim=-1):
         return over/under
     shape, C = tuple(value.shape), input.shape[dim]
     if shape not in ((), (C,)): raise ValueError(f'{name}: got shape {shape}, needs one value a class, ({C},)')
-    if value.device!=input.device: raise ValueError(f'{name}: got device {value.device}, needs {input.device}')
+    if value.device != input.device: raise ValueError(f'{name}: got device {value.device}, needs {input.device}')
     raise_where(~fits(value), value, name, needs)
     return value.to(dtype).view(-1, *[1]*(-dim-1)) if value.ndim else value.to(dtype)
 
@@ -69,10 +69,10 @@ def invalid_target(ignore_index, got=None):
 # %% ../../nbs/20_ops.checks.ipynb #5d840081
 def known_labels(target, dtype, ignore_index):
     "Targets as numbers in [0, 1], and which of them count (None: all)"
-    if target.dtype==torch.bool: return target.to(dtype), None
+    if target.dtype == torch.bool: return target.to(dtype), None
     y = target.to(dtype)
-    known = y!=ignore_index
-    raise_where(known & ~((y>=0) & (y<=1)), y, 'target', invalid_target(ignore_index))
+    known = y != ignore_index
+    raise_where(known & ~((y >= 0) & (y <= 1)), y, 'target', invalid_target(ignore_index))
     return torch.where(known, y, 0.), known
 
 # %% ../../nbs/20_ops.checks.ipynb #2ae518c9
@@ -86,11 +86,11 @@ def like_input(out, input): return out if plain_tensor(input) is input else out.
 # %% ../../nbs/20_ops.checks.ipynb #d64765c9
 def known_classes(target, C, ignore_index):
     "Class indices, and which of them count"
-    if target.is_floating_point() or target.is_complex() or target.dtype==torch.bool:
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise TypeError(f'target: got {target.dtype}, needs integer class indices')
     t = target.long()
-    known = t!=ignore_index
-    raise_where(known & ~((t>=0) & (t<C)), t, 'target', f'class indices in [0, {C}), or ignore_index={ignore_index}')
+    known = t != ignore_index
+    raise_where(known & ~((t >= 0) & (t < C)), t, 'target', f'class indices in [0, {C}), or ignore_index={ignore_index}')
     return torch.where(known, t, 0), known
 
 # %% ../../nbs/20_ops.checks.ipynb #a5e10012

@@ -30,8 +30,8 @@ def polynomial(coefs, x):
 # %% ../../nbs/23_ops.common.ipynb #fd3afedd
 def power(x, g):
     "x**g, by multiplication for small whole numbers"
-    if isinstance(g, Tensor) or g!=int(g) or g>16: return x**g
-    if g<2: return x if g==1 else 1.
+    if isinstance(g, Tensor) or g != int(g) or g > 16: return x**g
+    if g < 2: return x if g == 1 else 1.
     half = power(x, g//2)
     return half*half*x if g%2 else half*half
 
@@ -47,7 +47,7 @@ class Settings(NamedTuple):
     pos_weight: float|Tensor
     detach: bool
 
-def times(a, b): return b if not isinstance(a, Tensor) and a==1 else a*b
+def times(a, b): return b if not isinstance(a, Tensor) and a == 1 else a*b
 
 def smooth(y, s): return y*(1-s.smoothing) + s.smoothing/2 if s.smoothing else y
 
@@ -67,7 +67,7 @@ def double_backward(reference, input, target, s, *args):
     refs, versions = [weakref.ref(o) for o in (input, target)], [_version(o) for o in (input, target, *tensors)]
     def again(g):
         now = [o() for o in refs]
-        if any(o is None or _version(o)!=v for o,v in zip((*now, *tensors), versions)):
+        if any(o is None or _version(o) != v for o, v in zip((*now, *tensors), versions)):
             raise RuntimeError('create_graph=True needs logits, targets and settings as they were: keep them in variables, unchanged')
         with torch.enable_grad(): return torch.autograd.grad(reference(*now, s, *args), now[0], g, create_graph=True)[0]
     return again

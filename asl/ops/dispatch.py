@@ -25,12 +25,12 @@ def _installed(package): return find_spec(package) is not None
 
 def backend(input, target, settings):
     "What computes the loss here: 'plain' operations, the 'compiler', 'cpu' or 'triton'"
-    if (input.numel()==0 or any(isinstance(v, Tensor) and v.requires_grad for v in settings)
+    if (input.numel() == 0 or any(isinstance(v, Tensor) and v.requires_grad for v in settings)
         or functorch_active() or forward_mode_active()): return 'plain'
     if torch.compiler.is_compiling(): return 'compiler'
     if torch.jit.is_tracing() or not all(type(o) in (Tensor, nn.Parameter) for o in (input, target)): return 'plain'
-    if input.is_cuda and input.dtype!=torch.float64 and _installed('triton'): return 'triton'
-    return 'cpu' if input.device.type=='cpu' else 'plain'
+    if input.is_cuda and input.dtype != torch.float64 and _installed('triton'): return 'triton'
+    return 'cpu' if input.device.type == 'cpu' else 'plain'
 
 # %% ../../nbs/28_ops.dispatch.ipynb #b11a660d
 def multi_label_loss(input, target, settings, ignore_index, reduction):
@@ -38,9 +38,9 @@ def multi_label_loss(input, target, settings, ignore_index, reduction):
     s = Settings(*settings)
     args, bare = (s, ignore_index, reduction), (plain_tensor(input), plain_tensor(target))
     way = backend(*bare, s)
-    if way=='plain': return multi_label_reference(*bare, *args)
-    if way=='compiler': return compiled_loss(*bare, *args)
-    if way=='triton':
+    if way == 'plain': return multi_label_reference(*bare, *args)
+    if way == 'compiler': return compiled_loss(*bare, *args)
+    if way == 'triton':
         from asl.ops.gpu import multi_label                      # here, because triton is not installed everywhere
         return multi_label(*bare, *args)
     need = torch.is_grad_enabled() and input.requires_grad
@@ -51,14 +51,14 @@ def single_label_loss(input, target, settings, ignore_index, reduction):
     "The loss by the fastest way that is right here; arguments as `asymmetric_loss_single_label` has checked them"
     args, (z, t) = (settings, ignore_index, reduction), (plain_tensor(input), plain_tensor(target))
     way = backend(z, t, settings)
-    if way=='plain': return single_label_reference(z, t, *args)
-    if way=='compiler':
+    if way == 'plain': return single_label_reference(z, t, *args)
+    if way == 'compiler':
         t, known = known_classes(t.unsqueeze(1), z.shape[1], ignore_index)
         t = t.clamp(0, z.shape[1]-1)                              # so that it is known_classes which complains
-        count = torch.where(known, of_classes(settings[3], t), 0.).sum() if reduction=='mean' else None
+        count = torch.where(known, of_classes(settings[3], t), 0.).sum() if reduction == 'mean' else None
         loss = reduce_loss(CompiledRows.apply(z, t, known, *settings).squeeze(1), reduction, count)
         return loss.to(at_least_float32(z))
-    if way=='triton':
+    if way == 'triton':
         from asl.ops.gpu import single_label                        # here, because triton is not installed everywhere
         return single_label(z, t, *args)
     need = torch.is_grad_enabled() and z.requires_grad

@@ -31,7 +31,7 @@ def _series(coefs: tl.constexpr, count: tl.constexpr, x):
 @triton.jit
 def _reduced(x):
     "n and r of Eq. (1); nan stays nan"
-    x = tl.where(x<-2e4, -2e4, x)
+    x = tl.where(x < -2e4, -2e4, x)
     n = tl.floor(x*1.4426950408889634 + .5)
     return n, (x - n*.693359375) + n*2.12194440e-4
 
@@ -39,13 +39,13 @@ def _reduced(x):
 def _scaled(n, r):
     "2**n * exp(r) for whole n <= 1 and |r| up to .35; zero where that is below the normal numbers"
     power = ((n.to(tl.int32)+127)<<23).to(tl.float32, bitcast=True)
-    return tl.where(n<-126., 0., power*_series(_exp_coefs, 8, r))
+    return tl.where(n < -126., 0., power*_series(_exp_coefs, 8, r))
 
 # %% ../../nbs/26_ops.gpu.ipynb #0c867a0f
 @triton.jit
 def _power(x, g, whole: tl.constexpr, n=0):
     "(2**n * x)**whole by multiplication, or to the power g where whole is -1; 0**0 is 1"
-    if whole>=0:
+    if whole >= 0:
         out, x = tl.full(x.shape, 1., tl.float32), _scaled(tl.zeros_like(x)+n, 0.)*x
         for i in tl.static_range(5):
             if (whole>>i)&1: out *= x
@@ -60,7 +60,7 @@ def _power(x, g, whole: tl.constexpr, n=0):
         n = tl.floor(k*short + .5)                                # k*short is exact
         rest = ((k*short - n) + k*(g-short))*.6931471805599453 + g*(a*_series(_log_coefs, 5, a*a))
         m, r = _reduced(rest)
-        return tl.where(x>0, _scaled(n+m, r), tl.where(g>0, 0., 1.))
+        return tl.where(x > 0, _scaled(n+m, r), tl.where(g > 0, 0., 1.))
 
 # %% ../../nbs/26_ops.gpu.ipynb #04a52b3e
 @triton.jit
@@ -69,28 +69,28 @@ def _sides(z):
     n, r = _reduced(-tl.abs(z))
     e = _scaled(n, r)
     r, a = 1/(1+e), e/(2+e)                                       # log(1+e) = 2 atanh(e/(2+e))
-    return tl.where(z>0, r, e*r), tl.where(z>0, e*r, r), a*_series(_log_coefs, 5, a*a)
+    return tl.where(z > 0, r, e*r), tl.where(z > 0, e*r, r), a*_series(_log_coefs, 5, a*a)
 
 @triton.jit
 def _power_side(q, p, lp, g, whole: tl.constexpr, ceiling, detach: tl.constexpr):
     "q**g * -log p, given lp = -log p, and its pull"
-    f, inside, lp = _power(q, g, whole), tl.where(lp<=ceiling, q, lp*0), tl.where(lp>ceiling, ceiling, lp)
-    return f*lp, f*inside if detach or whole==0 else f*(inside + g*(p*lp))
+    f, inside, lp = _power(q, g, whole), tl.where(lp <= ceiling, q, lp*0), tl.where(lp > ceiling, ceiling, lp)
+    return f*lp, f*inside if detach or whole == 0 else f*(inside + g*(p*lp))
 
 # %% ../../nbs/26_ops.gpu.ipynb #91ef2e25
 @triton.jit
 def _shifted_side(z, p, q, log_s, g, whole: tl.constexpr, m, rest, hi, lo, ceiling, detach: tl.constexpr):
     "p_m**g * -log(1-p_m) and its pull, for a margin m with rest = 1-m and the logit hi+lo"
     d, u = (z-hi)-lo, q+m
-    d = tl.where(d<0, 0., d)
-    p_m = tl.where(d<1.25, d*_series(_tanh_coefs, 6, d*d)*(p*rest + q*m), p*rest - q*m)
+    d = tl.where(d < 0, 0., d)
+    p_m = tl.where(d < 1.25, d*_series(_tanh_coefs, 6, d*d)*(p*rest + q*m), p*rest - q*m)
     a = p_m/(2-p_m)
-    l = tl.where(p_m<.5, a*_series(_log_coefs, 5, a*a), -tl.log(tl.where(m>0, u, 1.)))
-    l = tl.where(m>0, l, tl.where(z<0, 0., z)+log_s)
-    f, slope, l_eps = _power(p_m, g, whole), tl.where(m>0, q/u, 1.), tl.where(l>ceiling, ceiling, l)
-    pull = tl.where(l<=ceiling, slope, l*0)
-    if not detach: pull += q*(g*(l_eps/tl.where(p_m>0, p_m, 1.)))
-    return tl.where(d<=0, 0., f*l_eps), tl.where(d<=0, 0., p*(f*pull))
+    l = tl.where(p_m < .5, a*_series(_log_coefs, 5, a*a), -tl.log(tl.where(m > 0, u, 1.)))
+    l = tl.where(m > 0, l, tl.where(z < 0, 0., z)+log_s)
+    f, slope, l_eps = _power(p_m, g, whole), tl.where(m > 0, q/u, 1.), tl.where(l > ceiling, ceiling, l)
+    pull = tl.where(l <= ceiling, slope, l*0)
+    if not detach: pull += q*(g*(l_eps/tl.where(p_m > 0, p_m, 1.)))
+    return tl.where(d <= 0, 0., f*l_eps), tl.where(d <= 0, 0., p*(f*pull))
 
 # %% ../../nbs/26_ops.gpu.ipynb #243550b9
 @triton.jit
@@ -108,24 +108,24 @@ def _entries(input, target, grad, out, sums, table, gamma_neg, gamma_pos, m, res
     pid, blocks = tl.program_id(0), tl.cdiv(C, COLS)
     n = (pid//blocks).to(tl.int64)*ROWS + tl.arange(0, ROWS)[:, None]
     c = (pid%blocks).to(tl.int64)*COLS + tl.arange(0, COLS)[None, :]
-    inside = (n<N) & (c<C)
+    inside = (n < N) & (c < C)
     z = tl.load(input + n*in_n + c*in_c, inside, 0.).to(tl.float32)
     y = tl.load(target + n*t_n + c*t_c, inside, 0).to(tl.float32)
-    known = inside & (y!=ignore) if VALUES else inside
-    bad = known & ~((y>=0) & (y<=1))
+    known = inside & (y != ignore) if VALUES else inside
+    bad = known & ~((y >= 0) & (y <= 1))
     z, y = tl.where(known, z, -1e4), tl.where(known, y*(1-smoothing) + smoothing/2, 0.)
-    m_c, hi_c = _of(m, table, 2, c, C, c<C, EACH), _of(hi, table, 4, c, C, c<C, EACH)
-    easy = (z<hi_c) & (y==0)                                      # nan is not easy
+    m_c, hi_c = _of(m, table, 2, c, C, c < C, EACH), _of(hi, table, 4, c, C, c < C, EACH)
+    easy = (z < hi_c) & (y == 0)                                  # nan is not easy
     result = tl.zeros((ROWS, COLS), tl.float32)
-    if tl.max((inside & ~easy).to(tl.int32))>0:
-        g, g_pos = _of(gamma_neg, table, 0, c, C, c<C, EACH), _of(gamma_pos, table, 1, c, C, c<C, EACH)
-        w, w_pos = _of(weight, table, 6, c, C, c<C, EACH), _of(pos_weight, table, 7, c, C, c<C, EACH)
+    if tl.max((inside & ~easy).to(tl.int32)) > 0:
+        g, g_pos = _of(gamma_neg, table, 0, c, C, c < C, EACH), _of(gamma_pos, table, 1, c, C, c < C, EACH)
+        w, w_pos = _of(weight, table, 6, c, C, c < C, EACH), _of(pos_weight, table, 7, c, C, c < C, EACH)
         p, q, log_s = _sides(z)
-        pos, G_pos = _power_side(q, p, log_s+tl.where(z>0, 0., -z), g_pos, POS, ceiling, DETACH)
+        pos, G_pos = _power_side(q, p, log_s+tl.where(z > 0, 0., -z), g_pos, POS, ceiling, DETACH)
         if MARGIN:
-            r, lo_c = _of(rest, table, 3, c, C, c<C, EACH), _of(lo, table, 5, c, C, c<C, EACH)
+            r, lo_c = _of(rest, table, 3, c, C, c < C, EACH), _of(lo, table, 5, c, C, c < C, EACH)
             neg, G_neg = _shifted_side(z, p, q, log_s, g, NEG, m_c, r, hi_c, lo_c, ceiling, DETACH)
-        else: neg, G_neg = _power_side(p, q, log_s+tl.where(z<0, 0., z), g, NEG, ceiling, DETACH)
+        else: neg, G_neg = _power_side(p, q, log_s+tl.where(z < 0, 0., z), g, NEG, ceiling, DETACH)
         if BACKWARD: result = w*((1-y)*G_neg - w_pos*y*G_pos)
         else: result = w*(w_pos*y*pos + (1-y)*neg)
     if BACKWARD: result *= tl.load(grad + n*g_n + c*g_c, inside, 0.)
@@ -137,7 +137,7 @@ def _entries(input, target, grad, out, sums, table, gamma_neg, gamma_pos, m, res
     else: tl.store(sums+3*pid, tl.sum(result))
 
 # %% ../../nbs/26_ops.gpu.ipynb #2b9e5a93
-def _whole(v): return int(v) if not isinstance(v, Tensor) and v==int(v) and v<=16 else -1
+def _whole(v): return int(v) if not isinstance(v, Tensor) and v == int(v) and v <= 16 else -1
 
 def _number(v): return 0. if isinstance(v, Tensor) else float(v)
 
@@ -163,17 +163,17 @@ def _run(input, target, s, ignore_index, keep, grad=None):
     sums = torch.empty(programs, 3, device=z.device) if g is None else None
     with torch.cuda.device_of(z):
         _entries[programs,](z, t, g, out, sums, table, *map(_number, settings), -math.log(s.eps) if s.eps else math.inf,
-            float(s.smoothing), ignore_index, N, C, *strides, _whole(s.gamma_neg), _whole(s.gamma_pos), _whole(s.clip)!=0,
-            table is not None, bool(s.detach), t.dtype!=torch.bool, g is not None, out is not None, rows, cols, num_warps=8)
+            float(s.smoothing), ignore_index, N, C, *strides, _whole(s.gamma_neg), _whole(s.gamma_pos), _whole(s.clip) != 0,
+            table is not None, bool(s.detach), t.dtype != torch.bool, g is not None, out is not None, rows, cols, num_warps=8)
     return out if out is None else out.view(input.shape), sums
 
 # %% ../../nbs/26_ops.gpu.ipynb #0cdf1bb6
 class _MultiLabel(Function):
     @staticmethod
     def forward(ctx, input, target, ignore_index, reduction, *s):
-        out, sums = _run(input, target, Settings(*s), ignore_index, reduction=='none')
+        out, sums = _run(input, target, Settings(*s), ignore_index, reduction == 'none')
         loss, count, invalid = sums.sum(0, dtype=torch.float64)
-        if target.dtype!=torch.bool: assert_on_device(invalid==0, 'target: needs '+invalid_target(ignore_index))
+        if target.dtype != torch.bool: assert_on_device(invalid == 0, 'target: needs '+invalid_target(ignore_index))
         count = {'mean': count, 'batchmean': input.numel()//input.shape[-1]}.get(reduction, 1)
         ctx.save_for_backward(input, target, *[v for v in s if isinstance(v, Tensor)])
         ctx.rest = ignore_index, reduction, count, [None if isinstance(v, Tensor) else v for v in s]
@@ -203,7 +203,7 @@ def _below(z, top):
     s = z-top
     b = s-z
     n, r = _reduced(s)
-    return s, n, _scaled(tl.zeros_like(s), r + tl.where(s<-2e4, 0., (z-(s-b)) - (top+b)))
+    return s, n, _scaled(tl.zeros_like(s), r + tl.where(s < -2e4, 0., (z-(s-b)) - (top+b)))
 
 @triton.jit
 def _log1p(x):
@@ -215,9 +215,9 @@ def _row(input, target, ignore, N, C, D, in_n, in_c, in_d, t_n, t_d, ROWS: tl.co
     "This program's rows: their numbers, where they start, their targets, which count and which are invalid"
     r = tl.program_id(0).to(tl.int64)*ROWS + tl.arange(0, ROWS)
     n, d = r//D, r%D
-    t = tl.load(target + n*t_n + d*t_d, r<N, 0).to(tl.int64)
-    known = (r<N) & (t!=ignore)
-    bad = known & ((t<0) | (t>=C))
+    t = tl.load(target + n*t_n + d*t_d, r < N, 0).to(tl.int64)
+    known = (r < N) & (t != ignore)
+    bad = known & ((t < 0) | (t >= C))
     return r, n, d, tl.where(known & ~bad, t, 0), known, bad
 
 @triton.jit
@@ -225,7 +225,7 @@ def _of_target(z_t, M, S, top):
     "log p and log(1-p) of the target, which is the largest or not"
     log_norm = _log1p(S)
     l = tl.where(top, 0., z_t-M) - log_norm
-    return l, tl.where(top, tl.log(tl.where(S>0, S, 1e-300)) - log_norm, tl.log(1-tl.exp(tl.where(top, -1., l))))
+    return l, tl.where(top, tl.log(tl.where(S > 0, S, 1e-300)) - log_norm, tl.log(1-tl.exp(tl.where(top, -1., l))))
 
 # %% ../../nbs/26_ops.gpu.ipynb #a80da71b
 @triton.jit
@@ -233,33 +233,33 @@ def _row_losses(input, target, stats, losses, table, gamma_pos, gamma_neg, weigh
     in_n, in_c, in_d, t_n, t_d, NEG: tl.constexpr, EACH: tl.constexpr, SMOOTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     "Loss, weight and validity of each row, and what backward has to know of it"
     r, n, d, t, known, bad = _row(input, target, ignore, N, C, D, in_n, in_c, in_d, t_n, t_d, ROWS)
-    row, inside = input + n*in_n + d*in_d, r<N
+    row, inside = input + n*in_n + d*in_d, r < N
     M, k = tl.full((ROWS,), -float('inf'), tl.float64), tl.zeros((ROWS,), tl.int64)
     S, others, R = tl.zeros((ROWS,), tl.float64), tl.zeros((ROWS,), tl.float64), tl.zeros((ROWS,), tl.float64)
     for start in range(0, C, COLS):
         c = start + tl.arange(0, COLS).to(tl.int64)[None, :]
-        z = tl.load(row[:, None] + c*in_c, inside[:, None] & (c<C), -float('inf')).to(tl.float32)
+        z = tl.load(row[:, None] + c*in_c, inside[:, None] & (c < C), -float('inf')).to(tl.float32)
         top, j = tl.max(z, 1, return_indices=True)
-        _, e_n, e = _below(z, tl.where(top==-float('inf'), 0., top)[:, None])
-        s = tl.sum(tl.where(c==(start+j)[:, None], 0., _scaled(e_n, 0.)*e), 1)
-        scale = tl.where(top==-float('inf'), 0., tl.exp(-tl.abs(M-top)))
-        S = tl.where(top>M, (S+1)*scale + s, S + (s+1)*scale)
-        k, M = tl.where(top>M, start+j, k), tl.where(top>M, top, M)
+        _, e_n, e = _below(z, tl.where(top == -float('inf'), 0., top)[:, None])
+        s = tl.sum(tl.where(c == (start+j)[:, None], 0., _scaled(e_n, 0.)*e), 1)
+        scale = tl.where(top == -float('inf'), 0., tl.exp(-tl.abs(M-top)))
+        S = tl.where(top > M, (S+1)*scale + s, S + (s+1)*scale)
+        k, M = tl.where(top > M, start+j, k), tl.where(top > M, top, M)
     S += M-M                                                      # nan for infinite logits, and for nan
     z_t = tl.load(row + t*in_c, inside, 0.).to(tl.float64)
-    l, log_1m = _of_target(z_t, M, S, t==k)
+    l, log_1m = _of_target(z_t, M, S, t == k)
     w = _of(weight, table, 2, t, C, inside, EACH)
     loss = target_share*w*tl.exp(_of(gamma_pos, table, 0, t, C, inside, EACH)*log_1m)*-l
     if SMOOTH:
         M32, norm, log_norm = M.to(tl.float32)[:, None], (1/(1+S)).to(tl.float32)[:, None], _log1p(S).to(tl.float32)[:, None]
         for start in range(0, C, COLS):
             c = start + tl.arange(0, COLS).to(tl.int64)[None, :]
-            z = tl.load(row[:, None] + c*in_c, inside[:, None] & (c<C), 0.).to(tl.float32)
+            z = tl.load(row[:, None] + c*in_c, inside[:, None] & (c < C), 0.).to(tl.float32)
             s, e_n, e = _below(z, M32)
-            g, l_c = _of(gamma_neg, table, 1, c, C, c<C, EACH), s-log_norm
-            f, use = _of(weight, table, 2, c, C, c<C, EACH)*_power(e*norm, g, NEG, e_n), (c<C) & (c!=t[:, None])
+            g, l_c = _of(gamma_neg, table, 1, c, C, c < C, EACH), s-log_norm
+            f, use = _of(weight, table, 2, c, C, c < C, EACH)*_power(e*norm, g, NEG, e_n), (c < C) & (c != t[:, None])
             others += tl.sum(tl.where(use, f*l_c, 0.), 1)
-            R += tl.sum(tl.where(use & (c!=k[:, None]), f*(1+g*l_c), 0.), 1)
+            R += tl.sum(tl.where(use & (c != k[:, None]), f*(1+g*l_c), 0.), 1)
         loss -= share*others
     tl.store(stats + r, M, inside)
     tl.store(stats+N + r, S, inside)
@@ -275,17 +275,17 @@ def _row_gradients(input, target, stats, grad, out, table, gamma_pos, gamma_neg,
     in_n, in_c, in_d, t_n, t_d, out_n, out_c, out_d, g_n, g_d, NEG: tl.constexpr, EACH: tl.constexpr, SMOOTH: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr):
     r, n, d, t, known, bad = _row(input, target, ignore, N, C, D, in_n, in_c, in_d, t_n, t_d, ROWS)
-    row, inside = input + n*in_n + d*in_d, r<N
+    row, inside = input + n*in_n + d*in_d, r < N
     M, S, R = tl.load(stats + r, inside, 0.), tl.load(stats+N + r, inside, 0.), tl.load(stats+N+N + r, inside, 0.)
     k = tl.load(stats+N+N+N + r, inside, 0.).to(tl.int64)
-    l, log_1m = _of_target(tl.load(row + t*in_c, inside, 0.).to(tl.float64), M, S, t==k)
+    l, log_1m = _of_target(tl.load(row + t*in_c, inside, 0.).to(tl.float64), M, S, t == k)
     g_t, w_t = _of(gamma_pos, table, 0, t, C, inside, EACH), _of(weight, table, 2, t, C, inside, EACH)
     a_t = -target_share*w_t*tl.exp(g_t*log_1m)*(1 - g_t*l*tl.exp(l-log_1m))
-    a_k, log_norm, p_k = tl.where(t==k, a_t, 0.), _log1p(S), 1/(1+S)
+    a_k, log_norm, p_k = tl.where(t == k, a_t, 0.), _log1p(S), 1/(1+S)
     if SMOOTH:
         g_k, w_k = _of(gamma_neg, table, 1, k, C, inside, EACH), _of(weight, table, 2, k, C, inside, EACH)
-        a_k = tl.where(t==k, a_t, -share*w_k*tl.exp(-g_k*log_norm)*(1-g_k*log_norm))
-    top, total = t==k, tl.where(t==k, 0., a_t) + a_k - share*R
+        a_k = tl.where(t == k, a_t, -share*w_k*tl.exp(-g_k*log_norm)*(1-g_k*log_norm))
+    top, total = t == k, tl.where(t == k, 0., a_t) + a_k - share*R
     G_k = (a_k*S*p_k - p_k*(tl.where(top, 0., a_t) - share*R)).to(tl.float32)[:, None]
     G_t = (a_t*tl.exp(log_1m) - tl.exp(l)*(tl.where(top, 0., a_k) - share*R)).to(tl.float32)[:, None]
     M, norm, log_norm = M.to(tl.float32)[:, None], p_k.to(tl.float32)[:, None], log_norm.to(tl.float32)[:, None]
@@ -293,15 +293,15 @@ def _row_gradients(input, target, stats, grad, out, table, gamma_pos, gamma_neg,
     scale = tl.load(grad + n*g_n + d*g_d, inside, 0.)[:, None]
     for start in range(0, C, COLS):
         c = start + tl.arange(0, COLS).to(tl.int64)[None, :]
-        z = tl.load(row[:, None] + c*in_c, inside[:, None] & (c<C), 0.).to(tl.float32)
+        z = tl.load(row[:, None] + c*in_c, inside[:, None] & (c < C), 0.).to(tl.float32)
         s, e_n, e = _below(z, M)
         a, p = tl.zeros((ROWS, COLS), tl.float32), _scaled(e_n, 0.)*e*norm
         if SMOOTH:
-            g, w = _of(gamma_neg, table, 1, c, C, c<C, EACH), _of(weight, table, 2, c, C, c<C, EACH)
+            g, w = _of(gamma_neg, table, 1, c, C, c < C, EACH), _of(weight, table, 2, c, C, c < C, EACH)
             a = -share*w*_power(e*norm, g, NEG, e_n)*(1+g*(s-log_norm))
-        G = tl.where(c==t[:, None], G_t, tl.where(c==k[:, None], G_k, a - p*total))
+        G = tl.where(c == t[:, None], G_t, tl.where(c == k[:, None], G_k, a - p*total))
         G = tl.where(known[:, None], G*scale, 0.).to(out.dtype.element_ty)
-        tl.store((out + n*out_n + d*out_d)[:, None] + c*out_c, G, inside[:, None] & (c<C))
+        tl.store((out + n*out_n + d*out_d)[:, None] + c*out_c, G, inside[:, None] & (c < C))
 
 # %% ../../nbs/26_ops.gpu.ipynb #b347f720
 def _row_args(input, target, settings, ignore_index):
@@ -309,10 +309,10 @@ def _row_args(input, target, settings, ignore_index):
     N, C = input.shape[:2]
     (gamma_pos, gamma_neg, eps, weight), z, t = settings, input.reshape(N, C, -1), target.reshape(N, -1)
     table = _table(C, z.device, gamma_pos, gamma_neg, weight)
-    cols = min(1024 if z.stride(1)==1 else 16, triton.next_power_of_2(C))
+    cols = min(1024 if z.stride(1) == 1 else 16, triton.next_power_of_2(C))
     args = (table, *map(_number, (gamma_pos, gamma_neg, weight)), 1-eps+eps/C, eps/C, ignore_index, t.numel(), C, z.shape[2],
         *z.stride(), *t.stride())
-    return z, t, args, (_whole(gamma_neg), table is not None, eps>0, 2048//cols, cols)
+    return z, t, args, (_whole(gamma_neg), table is not None, eps > 0, 2048//cols, cols)
 
 # %% ../../nbs/26_ops.gpu.ipynb #889bbe21
 class _SingleLabel(Function):
@@ -323,11 +323,11 @@ class _SingleLabel(Function):
         with torch.cuda.device_of(z):
             _row_losses[triton.cdiv(t.numel(), constants[-2]),](z, t, stats, losses, *args, *constants, num_warps=8)
         needs = f'class indices in [0, {z.shape[1]}), or ignore_index={ignore_index}'
-        assert_on_device(losses[2].sum()==0, 'target: needs '+needs)
-        count = losses[1].sum() if reduction=='mean' else 1
+        assert_on_device(losses[2].sum() == 0, 'target: needs '+needs)
+        count = losses[1].sum() if reduction == 'mean' else 1
         ctx.save_for_backward(input, target, stats, *[v for v in s if isinstance(v, Tensor)])
         ctx.rest = ignore_index, reduction, count, [None if isinstance(v, Tensor) else v for v in s]
-        return (losses[0].view(target.shape) if reduction=='none' else losses[0].sum()/count).float()
+        return (losses[0].view(target.shape) if reduction == 'none' else losses[0].sum()/count).float()
 
     @staticmethod
     def backward(ctx, g):

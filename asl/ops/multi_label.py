@@ -22,10 +22,10 @@ from .torch_private import assert_on_device, backward_keeps_graph
 def _minus_log1m(x, rest, m=None, d=None):
     "-log(1-x), given x and rest = 1-x, both to full precision"
     if not torch.compiler.is_compiling(): return torch.atanh(x/(1+rest)).mul_(2)
-    if x.dtype!=torch.float32 or isinstance(m, Tensor) or not .048<=m<=.49:
-        u = torch.where(x<.5, 1-x, rest)
-        return torch.where(x<.5, (x-(1-u))/u, 0.) - torch.log(u)  # what rounding took from u is given back
-    near, c = d<math.log((.5+m)/(.5-m)*(1-m)/m), math.sqrt(m/2)   # x < 1/2
+    if x.dtype != torch.float32 or isinstance(m, Tensor) or not .048 <= m <= .49:
+        u = torch.where(x < .5, 1-x, rest)
+        return torch.where(x < .5, (x-(1-u))/u, 0.) - torch.log(u)  # what rounding took from u is given back
+    near, c = d < math.log((.5+m)/(.5-m)*(1-m)/m), math.sqrt(m/2)  # x < 1/2
     a = torch.where(near, x, c-rest)/torch.where(near, 2-x, c+rest)
     return a*polynomial(ATANH_SERIES, a*a) - torch.where(near, 0., math.log(c))
 
@@ -36,10 +36,10 @@ def sigmoids(z):
         p, q = torch.sigmoid(z), torch.sigmoid(-z)
         return p, q, _minus_log1m(torch.minimum(p, q), torch.maximum(p, q))
     e = torch.exp(-z.abs())
-    s, right = 1+e, z>0
+    s, right = 1+e, z > 0
     r = 1/s
     a = e/(s+1)                                                   # log(1+e) = 2 atanh(e/(2+e))
-    log_s = torch.log1p(e) if z.dtype==torch.float64 else a*polynomial(LOG_SERIES, a*a)
+    log_s = torch.log1p(e) if z.dtype == torch.float64 else a*polynomial(LOG_SERIES, a*a)
     return torch.where(right, r, e*r), torch.where(right, e*r, r), log_s
 
 # %% ../../nbs/24_ops.multi_label.ipynb #574cc27d
@@ -48,7 +48,7 @@ def _plus(a, x, y, g): return a + g*(x*y) if isinstance(g, Tensor) else torch.ad
 def _focused(q, p, lp, g, eps, detach, need):
     "q**g * -log p and its pull"
     f, inside = power(q, g), q
-    if eps: inside, lp = torch.where(lp<=-math.log(eps), q, 0.), lp.clamp(max=-math.log(eps))
+    if eps: inside, lp = torch.where(lp <= -math.log(eps), q, 0.), lp.clamp(max=-math.log(eps))
     if not need: return f*lp, None
     return f*lp, f*(inside if detach else _plus(inside, p, lp, g))
 
@@ -57,26 +57,26 @@ def _shifted(z, p, q, m):
     "d of Eq. (2), zero where p <= m, and p_m"
     hi, lo = split_logit(m, z.dtype)
     d = ((z-hi)-lo).clamp(min=0)
-    if z.dtype==torch.float64: return d, -torch.expm1(-d)*p*(1-m)
-    mix = p*(1-2*m)+m if isinstance(m, Tensor) or m<.5 else p*(1-m)+q*m
+    if z.dtype == torch.float64: return d, -torch.expm1(-d)*p*(1-m)
+    mix = p*(1-2*m)+m if isinstance(m, Tensor) or m < .5 else p*(1-m)+q*m
     if not torch.compiler.is_compiling(): return d, torch.tanh(d*.5)*mix
-    return d, torch.where(d<1.25, d*polynomial(TANH_SERIES, d*d)*mix, p-m)
+    return d, torch.where(d < 1.25, d*polynomial(TANH_SERIES, d*d)*mix, p-m)
 
 # %% ../../nbs/24_ops.multi_label.ipynb #8e4ee98c
 def negative_term(z, p, q, log_s, g, m, eps, detach, need):
     "p_m**g * -log(1-p_m) and its pull, Eq. (3)"
     number = not isinstance(m, Tensor)
-    if number and m==0: return _focused(p, q, log_s+z.clamp(min=0), g, eps, detach, need)
+    if number and m == 0: return _focused(p, q, log_s+z.clamp(min=0), g, eps, detach, need)
     (d, p_m), u = _shifted(z, p, q, m), q+m
     l = _minus_log1m(p_m, u, m, d)
-    if not number: l = torch.where((m>.02) | (p_m<.5), l, torch.where(m>0, -torch.log(u), log_s+z.clamp(min=0)))
-    elif m<=.02: l = torch.where(p_m<.5, l, -torch.log(u))        # atanh near 1 would round q+m away
-    if not isinstance(g, Tensor) and g>=1: h = power(p_m, g-1)
-    else: h = torch.where(p_m==0, 0., p_m**g)/p_m.clamp(min=torch.finfo(z.dtype).tiny)
+    if not number: l = torch.where((m > .02) | (p_m < .5), l, torch.where(m > 0, -torch.log(u), log_s+z.clamp(min=0)))
+    elif m <= .02: l = torch.where(p_m < .5, l, -torch.log(u))    # atanh near 1 would round q+m away
+    if not isinstance(g, Tensor) and g >= 1: h = power(p_m, g-1)
+    else: h = torch.where(p_m == 0, 0., p_m**g)/p_m.clamp(min=torch.finfo(z.dtype).tiny)
     f, l_eps = h*p_m, l.clamp(max=-math.log(eps)) if eps else l
     if not need: return f*l_eps, None
-    inside = f*(q/u if number else torch.where(m>0, q/u, 1.))
-    if eps: inside = torch.where(l<=l_eps, inside, 0.)
+    inside = f*(q/u if number else torch.where(m > 0, q/u, 1.))
+    if eps: inside = torch.where(l <= l_eps, inside, 0.)
     return f*l_eps, p*(inside if detach else _plus(inside, q, h*l_eps, g))
 
 # %% ../../nbs/24_ops.multi_label.ipynb #29542b97
@@ -93,8 +93,8 @@ def loss_and_gradient(z, y, s, need=True):
 def mask_ignored(z, target, s, ignore_index):
     "Logits and targets; ignored entries get ones without loss or pull"
     y = target.to(z.dtype)
-    if target.dtype==torch.bool: return z, smooth(y, s)
-    known = y!=ignore_index
+    if target.dtype == torch.bool: return z, smooth(y, s)
+    known = y != ignore_index
     y = torch.where(known, y, 0.)
     return torch.where(known, z, -1e4), torch.where(known, smooth(y, s), 0.) if s.smoothing else y
 
@@ -118,11 +118,11 @@ class _Compiled(Function):
 def compiled_loss(input, target, s, ignore_index, reduction):
     "The loss, for compilers"
     count = None
-    if target.dtype!=torch.bool:
+    if target.dtype != torch.bool:
         y = target.to(widened(input).dtype)
-        y = torch.where(y!=ignore_index, y, 0.)
-        assert_on_device((y*(1-y)).amin()>=0, 'target: needs '+invalid_target(ignore_index))
-        if reduction=='mean': count = (target!=ignore_index).sum()
+        y = torch.where(y != ignore_index, y, 0.)
+        assert_on_device((y*(1-y)).amin() >= 0, 'target: needs '+invalid_target(ignore_index))
+        if reduction == 'mean': count = (target != ignore_index).sum()
     return reduce_loss(_Compiled.apply(input, target, ignore_index, *s), reduction, count)
 
 # %% ../../nbs/24_ops.multi_label.ipynb #5be95c11
@@ -130,26 +130,26 @@ _block, _small = 2**18, 2**14                                    # entries that 
 
 def _active(z, t, s):
     "Where loss or pull may be other than zero; None if that is a large part"
-    if z.numel()<_small or s.smoothing or not isinstance(s.clip, Tensor) and s.clip==0: return None
+    if z.numel() < _small or s.smoothing or not isinstance(s.clip, Tensor) and s.clip == 0: return None
     hi, (N, C), found, out = split_logit(s.clip, z.dtype)[0], z.shape, 0, []
-    if 4*(z[::N//4+1]>=hi).float().mean()>1: return None          # a few rows tell
+    if 4*(z[::N//4+1] >= hi).float().mean() > 1: return None      # a few rows tell
     for i in range(0, N, rows := max(1, _block//C)):
-        easy = (z[i:i+rows]<hi).logical_and_(t[i:i+rows]==0)      # nan is not easy
+        easy = (z[i:i+rows] < hi).logical_and_(t[i:i+rows] == 0)  # nan is not easy
         part = easy.logical_not_().reshape(-1).nonzero().view(-1)
         out.append(part.add_(i*C) if i else part)
         found += len(part)
-        if 4*found>min(i+rows, N)*C: return None
-    return torch.cat(out) if len(out)>1 else out[0]
+        if 4*found > min(i+rows, N)*C: return None
+    return torch.cat(out) if len(out) > 1 else out[0]
 
 # %% ../../nbs/24_ops.multi_label.ipynb #472db8c2
 def checked_loss_and_gradient(z, t, s, ignore_index, need):
     "Loss and pull of some entries, and how many of them are ignored"
-    if t.dtype==torch.bool or not t.numel(): return *loss_and_gradient(z, smooth(t.to(z.dtype), s), s, need), 0
+    if t.dtype == torch.bool or not t.numel(): return *loss_and_gradient(z, smooth(t.to(z.dtype), s), s, need), 0
     y = t.to(z.dtype)
     low, high = y.aminmax()
-    if 0<=low and high<=1 and not 0<=ignore_index<=1: return *loss_and_gradient(z, smooth(y, s), s, need), 0
-    known = y!=ignore_index
-    bad = known & ~((y>=0) & (y<=1))
+    if 0 <= low and high <= 1 and not 0 <= ignore_index <= 1: return *loss_and_gradient(z, smooth(y, s), s, need), 0
+    known = y != ignore_index
+    bad = known & ~((y >= 0) & (y <= 1))
     if bad.any(): raise ValueError(invalid_target(ignore_index, y[bad][0].item()))
     return *loss_and_gradient(*mask_ignored(z, t, s, ignore_index), s, need), y.numel()-known.sum().item()
 
@@ -162,7 +162,7 @@ def settings_of_entries(s, idx, C):
 def _chunks(parts, ignore_index, need, keep=True):
     "Loss and pull of chunks (z, t, settings), and how many entries are ignored"
     parts = [checked_loss_and_gradient(*o, ignore_index, need) for o in parts]
-    if len(parts)==1: return parts[0]
+    if len(parts) == 1: return parts[0]
     L, G, ignored = zip(*parts)
     return torch.cat(L) if keep else torch.stack([o.sum() for o in L]), torch.cat(G) if need else None, sum(ignored)
 
@@ -174,7 +174,7 @@ def _sparse(z, t, s, idx, *args):
 def _dense(z, t, s, *args):
     "The same of all entries"
     rows = max(1, _block//z.shape[1])
-    if len(z)<=rows: return checked_loss_and_gradient(z, t, s, *args[:2])
+    if len(z) <= rows: return checked_loss_and_gradient(z, t, s, *args[:2])
     return _chunks([(*o, s) for o in zip(z.split(rows), t.split(rows))], *args)
 
 # %% ../../nbs/24_ops.multi_label.ipynb #e752cd22
@@ -182,23 +182,23 @@ class OnePass(Function):
     "The loss on a CPU, its gradient computed along with it"
     @staticmethod
     def forward(ctx, input, target, s, ignore_index, reduction, need, again):
-        C, keep = input.shape[-1], reduction=='none'
+        C, keep = input.shape[-1], reduction == 'none'
         z, t = widened(input).reshape(-1, C), target.reshape(-1, C)
         idx = _active(z, t, s)
         L, G, ignored = _dense(z, t, s, ignore_index, need, keep) if idx is None else _sparse(z, t, s, idx, ignore_index, need)
         ctx.again, ctx.shape, ctx.dtype = again, input.shape, input.dtype
         ctx.count = {'mean': z.numel()-ignored, 'batchmean': len(z)}.get(reduction, 1)
         if need: ctx.save_for_backward(G, *() if idx is None else (idx,))
-        if not keep: return L.sum() if ctx.count==1 else L.sum()/ctx.count
+        if not keep: return L.sum() if ctx.count == 1 else L.sum()/ctx.count
         return (L if idx is None else z.new_zeros(z.numel()).index_copy_(0, idx, L)).view(input.shape)
 
     @staticmethod
     def backward(ctx, g):
         if needs_double_backward(g): return ctx.again(g), *[None]*6
-        (G, *idx), g = ctx.saved_tensors, g if ctx.count==1 else g/ctx.count
+        (G, *idx), g = ctx.saved_tensors, g if ctx.count == 1 else g/ctx.count
         if idx:
             G = (G*(g.reshape(-1)[idx[0]] if g.ndim else g)).to(ctx.dtype)
             G = G.new_zeros(ctx.shape.numel()).index_copy_(0, idx[0], G)
         elif g.ndim or backward_keeps_graph(): G = G.view(ctx.shape)*g
-        elif g!=1: G.mul_(g)                                      # nobody will ask for it again
+        elif g != 1: G.mul_(g)                                    # nobody will ask for it again
         return G.view(ctx.shape).to(ctx.dtype), *[None]*6

@@ -32,7 +32,7 @@ def split_logit_of_number(m, dtype):
     "log(m/(1-m)) as hi + lo: hi rounded to dtype, lo what that left out"
     z = math.log(m/(1-m))
     scale = z*(2**29+1)
-    hi = z if dtype==torch.float64 else scale - (scale-z)      # Veltkamp's split: 24 bits remain
+    hi = z if dtype == torch.float64 else scale - (scale-z)    # Veltkamp's split: 24 bits remain
     with localcontext(prec=50): return hi, float(Decimal(m).ln() - (1-Decimal(m)).ln() - Decimal(hi))
 
 @constant_for_compiler
@@ -48,16 +48,16 @@ def split_logit(m, dtype):
 # %% ../../nbs/22_ops.reference.ipynb #7b5950f6
 def _log1mexp(x):
     "log(1 - exp(-x)) for x > 0, exact at both ends (Maechler 2012)"
-    return torch.where(x<1, torch.log(-torch.expm1(-x)), torch.log1p(-torch.exp(-x.clamp(min=.5))))
+    return torch.where(x < 1, torch.log(-torch.expm1(-x)), torch.log1p(-torch.exp(-x.clamp(min=.5))))
 
 # %% ../../nbs/22_ops.reference.ipynb #7e782d4e
 def shifted(z, m):
     "p_m of Eq. (3), log p_m and log(1-p_m), and where p_m is zero; log p_m is right up to a constant"
     p, q, log_p, log_q = torch.sigmoid(z), torch.sigmoid(-z), -softplus(-z), -softplus(z)
-    if not isinstance(m, Tensor) and m==0: return p, log_p, log_q, None
+    if not isinstance(m, Tensor) and m == 0: return p, log_p, log_q, None
     hi, lo = split_logit(m, z.dtype)
     d = (z-hi) - lo
-    easy = d<=0                                                # false for nan, which must stay nan
+    easy = d <= 0                                              # false for nan, which must stay nan
     d = torch.where(easy, 1., d)                               # any positive number: its result is not used
     p_m = p*(1-m)*-torch.expm1(-d)                             # Eq. (8)
     return p_m, _log1mexp(d)+log_p, _log1m(p_m, p, q, m, z, log_q), easy
@@ -65,11 +65,11 @@ def shifted(z, m):
 # %% ../../nbs/22_ops.reference.ipynb #fa972cca
 def _log1m(p_m, p, q, m, z, log_q):
     "log(1-p_m) with p_m = p-m > 0, and its derivative -p*q/(q+m)"
-    dq = torch.where(z>0, q, -p)                               # q but for a constant
+    dq = torch.where(z > 0, q, -p)                             # q but for a constant
     log_qm = torch.log((q.detach()+m + (dq-dq.detach())).clamp(min=torch.finfo(z.dtype).tiny))
-    value = torch.where(p_m<.5, torch.log1p(-p_m), log_qm).detach()
+    value = torch.where(p_m < .5, torch.log1p(-p_m), log_qm).detach()
     out = value + (log_qm-log_qm.detach())
-    return torch.where(m>0, out, log_q) if isinstance(m, Tensor) else out
+    return torch.where(m > 0, out, log_q) if isinstance(m, Tensor) else out
 
 # %% ../../nbs/22_ops.reference.ipynb #f6019955
 def _terms(z, gamma_neg, gamma_pos, clip, eps=None, detach=False):
@@ -83,9 +83,9 @@ def _terms(z, gamma_neg, gamma_pos, clip, eps=None, detach=False):
 # %% ../../nbs/22_ops.reference.ipynb #a5b6af16
 def reduce_loss(loss, reduction, count=None):
     "Reduce elementwise losses; count is what 'mean' divides by (None: all)"
-    if reduction=='none': return loss
-    if reduction=='sum': return loss.sum()
-    if reduction=='batchmean': return loss.sum(-1).mean()
+    if reduction == 'none': return loss
+    if reduction == 'sum': return loss.sum()
+    if reduction == 'batchmean': return loss.sum(-1).mean()
     return loss.mean() if count is None else loss.sum()/count
 
 # %% ../../nbs/22_ops.reference.ipynb #dbf979a0
@@ -100,7 +100,7 @@ def multi_label_reference(input, target, settings, ignore_index, reduction):
     pos, neg = _terms(z, gamma_neg, gamma_pos, clip, eps, detach)
     loss = weight*(pos_weight*y*pos + (1-y)*neg)
     if known is None: return reduce_loss(loss, reduction)
-    return reduce_loss(torch.where(known, loss, 0.), reduction, known.sum() if reduction=='mean' else None)
+    return reduce_loss(torch.where(known, loss, 0.), reduction, known.sum() if reduction == 'mean' else None)
 
 # %% ../../nbs/22_ops.reference.ipynb #44da31b8
 def exact_log_softmax(z):
@@ -119,7 +119,7 @@ def _per_sample(z, t, gamma_pos, gamma_neg, eps, weight):
     of_target = lambda v: (v if isinstance(v, Tensor) else z.new_full((), v)).expand(z.shape).gather(1, t)
     log_p, k, log_rest = exact_log_softmax(z)
     log_t, w = of_target(log_p), of_target(weight)
-    log_1m = torch.where(t==k, log_rest, torch.log1p(-torch.exp(torch.where(t==k, -1., log_t))))
+    log_1m = torch.where(t == k, log_rest, torch.log1p(-torch.exp(torch.where(t == k, -1., log_t))))
     loss = (1-eps+eps/C)*w*torch.exp(of_target(gamma_pos)*log_1m)*-log_t
     if eps: loss = loss - eps/C*(weight*torch.exp(gamma_neg*log_p)*log_p).scatter(1, t, 0.).sum(1, keepdim=True)
     return loss.squeeze(1), w.squeeze(1)
@@ -131,5 +131,5 @@ def single_label_reference(input, target, settings, ignore_index, reduction):
     z = input.to(highest_precision(input))
     t, known = known_classes(target, z.shape[1], ignore_index)
     loss, w = _per_sample(torch.where(known.unsqueeze(1), z, 0.), t, gamma_pos, gamma_neg, eps, weight)
-    loss = reduce_loss(torch.where(known, loss, 0.), reduction, (known*w).sum() if reduction=='mean' else None)
+    loss = reduce_loss(torch.where(known, loss, 0.), reduction, (known*w).sum() if reduction == 'mean' else None)
     return loss.to(at_least_float32(input))

@@ -19,7 +19,7 @@ from .torch_private import backward_keeps_graph
 # %% ../../nbs/25_ops.single_label.ipynb #651e1e62
 _block, _small = 2**19, 2**14                                    # entries that fit into the cache; too few to matter
 
-def _whole_number(g): return not isinstance(g, Tensor) and g==int(g) and g<=8
+def _whole_number(g): return not isinstance(g, Tensor) and g == int(g) and g <= 8
 
 def of_classes(v, t):
     "A setting, of the classes t"
@@ -27,9 +27,9 @@ def of_classes(v, t):
 
 def _softmax(z, t, gamma_neg, out):
     "p, log p, the target's and the largest log p of each row; above `sure` that needs care"
-    quick = z.dtype==torch.float32 and z.numel()>_small and _whole_number(gamma_neg)
+    quick = z.dtype == torch.float32 and z.numel() > _small and _whole_number(gamma_neg)
     if quick: m = z.amax(1, keepdim=True)
-    if quick and m.min().item()>=-18 and m.max().item()<=30:
+    if quick and m.min().item() >= -18 and m.max().item() <= 30:
         p = torch.exp(z, out=out)
         log_total = torch.log(p.sum(1, keepdim=True).double())
         log_t, log_top = z.gather(1, t)-log_total, m-log_total
@@ -41,7 +41,7 @@ def _softmax(z, t, gamma_neg, out):
     p = torch.exp(a)
     total = p.sum(1, keepdim=True)
     l = a.sub_(log_total := torch.log(total))
-    return p.div_(total), l, l.gather(1, t), -log_total, math.log(.5) if z.dtype==torch.float64 else -1e-4
+    return p.div_(total), l, l.gather(1, t), -log_total, math.log(.5) if z.dtype == torch.float64 else -1e-4
 
 # %% ../../nbs/25_ops.single_label.ipynb #103b3170
 def _focus(p, log_p, g):
@@ -52,9 +52,9 @@ def _focus(p, log_p, g):
 def _target(log_t, p_t, q_t, g, w, sure=True):
     "Minus the loss of the target, A and q*A of Eq. (3)"
     number = not isinstance(g, Tensor)
-    f = w*(q_t if number and g==1 else q_t**g)
+    f = w*(q_t if number and g == 1 else q_t**g)
     qA = f*(torch.addcmul(q_t, p_t, log_t, value=-g) if number else q_t-g*(p_t*log_t))
-    return f*log_t, torch.where(q_t>0, qA/q_t, f*(1+g)) if sure else qA/q_t, qA
+    return f*log_t, torch.where(q_t > 0, qA/q_t, f*(1+g)) if sure else qA/q_t, qA
 
 def _others(p, l, t, k, gamma_neg, v):
     "Minus the loss, and A of Eq. (2), zero at t and k; without v if that is a number; l is overwritten"
@@ -69,7 +69,7 @@ def _others(p, l, t, k, gamma_neg, v):
 # %% ../../nbs/25_ops.single_label.ipynb #08520d20
 def _largest(z, p, t, p_t, sure):
     "Where a class other than the target is sure, the sure class k, its log p and q, from the others' sum"
-    other = sure & (p_t<.5)
+    other = sure & (p_t < .5)
     k = t.masked_scatter(other, z.movedim(1, -1)[other.squeeze(1)].argmax(-1)) if other.any() else t
     p_k = p.gather(1, k).double()
     rest = p.scatter(1, k, 0.).sum(1, keepdim=True).double()/p_k
@@ -83,8 +83,8 @@ def _rows(z, t, s, scale, need, out=None):
     p, l, log_t, log_top, sure = _softmax(z, t, gamma_neg, out)
     p_t, k, v = torch.exp(log_t), None, eps/C*weight
     q_t, S, A, A_k, f_v = 1-p_t, 0., None, 0., 1. if isinstance(v, Tensor) else v
-    if not log_top.max().item()<=sure:                            # not: nan is taken care of, too
-        sure = log_top>sure
+    if not log_top.max().item() <= sure:                          # not: nan is taken care of, too
+        sure = log_top > sure
         other, k, log_k, q_k = _largest(z, p, t, p_t, sure)
         mine = sure & ~other
         log_t, p_t, q_t = (torch.where(mine, *o) for o in ((log_k, log_t), (1-q_k, p_t), (q_k, q_t)))
@@ -107,20 +107,20 @@ def _rows(z, t, s, scale, need, out=None):
 # %% ../../nbs/25_ops.single_label.ipynb #0ab21684
 def _targets(target, C, ignore_index):
     "Class indices, and which of them count (None: all)"
-    if not target.is_floating_point() and target.dtype!=torch.bool and not 0<=ignore_index<C:
+    if not target.is_floating_point() and target.dtype != torch.bool and not 0 <= ignore_index < C:
         low, high = target.aminmax()
-        if low.item()>=0 and high.item()<C: return target.long(), None
+        if low.item() >= 0 and high.item() < C: return target.long(), None
     return known_classes(target, C, ignore_index)
 
 def _all_rows(z, t, known, s, scale, need):
     "Loss of each row, and gradient"
     (N, C, D), dtype = z.shape, at_least_float32(z)
     n, d = max(1, _block//(C*D)), max(1, _block//C)
-    if known is None and n>=N and d>=D:
+    if known is None and n >= N and d >= D:
         L, G = _rows(z.to(dtype), t, s, scale, need)
         return L, G if G is None else G.to(dtype)
     L, G = torch.empty(t.shape, dtype=torch.float64), torch.empty_like(z, dtype=dtype) if need else None
-    for i,j in ((i, j) for i in range(0, N, n) for j in range(0, D, d)):
+    for i, j in ((i, j) for i in range(0, N, n) for j in range(0, D, d)):
         at = slice(i, i+n), slice(None), slice(j, j+d)
         block = z[at].to(dtype)
         if known is not None: block = torch.where(known[at], block, 0.)       # not even nan gets through
@@ -137,7 +137,7 @@ class RowByRow(Function):
         s = [v if not isinstance(v, Tensor) else v.view(-1, 1) if v.ndim else v.item() for v in s]
         t, known = _targets(target.reshape(N, 1, -1), C, ignore_index)
         scale = 1.
-        if reduction=='mean':
+        if reduction == 'mean':
             w = of_classes(s[3], t)
             if known is not None: w = torch.where(known, w, 0.)
             total = w.sum().item() if isinstance(w, Tensor) else w*t.numel()
@@ -145,7 +145,7 @@ class RowByRow(Function):
         L, G = _all_rows(input.reshape(N, C, -1), t, known, s, scale, need)
         ctx.again, ctx.shape, ctx.dtype = again, input.shape, input.dtype
         if need: ctx.save_for_backward(G)
-        L = L.view(target.shape) if reduction=='none' else L.sum()*scale
+        L = L.view(target.shape) if reduction == 'none' else L.sum()*scale
         return L.to(at_least_float32(input))
 
     @staticmethod
@@ -154,18 +154,18 @@ class RowByRow(Function):
         G, = ctx.saved_tensors
         if g.ndim: g = g.reshape(len(G), 1, -1)
         if g.ndim or backward_keeps_graph(): G = G*g
-        elif g.item()!=1: G.mul_(g)                               # nobody will ask for it again
+        elif g.item() != 1: G.mul_(g)                             # nobody will ask for it again
         return G.reshape(ctx.shape).to(ctx.dtype), *[None]*6
 
 # %% ../../nbs/25_ops.single_label.ipynb #91189a3b
 def _exp(z, m, shift=0):
     "exp(z-b), z-b and b, for a whole b above m"
-    b = m+shift if z.dtype==torch.float64 else m.ceil()+shift
+    b = m+shift if z.dtype == torch.float64 else m.ceil()+shift
     a = z-b
     e = torch.exp(a)
-    return e if z.dtype==torch.float64 else e*(1+(z-(a+b))), a, b
+    return e if z.dtype == torch.float64 else e*(1+(z-(a+b))), a, b
 
-def _is(z, t): return torch.arange(z.shape[1], device=z.device, dtype=torch.int32).view(-1, *[1]*(z.ndim-2))==t.int()
+def _is(z, t): return torch.arange(z.shape[1], device=z.device, dtype=torch.int32).view(-1, *[1]*(z.ndim-2)) == t.int()
 
 # %% ../../nbs/25_ops.single_label.ipynb #82a059d4
 def _parts(z, t, s, row, back):
@@ -174,7 +174,7 @@ def _parts(z, t, s, row, back):
     shift = 2 if back else 0
     e, a, _ = _exp(z, m, shift)
     p = e*(r*math.exp(shift)).to(z.dtype)
-    below, at_t = m>z if back else z<m, ~(_is(z, t)^True) if back else _is(z, t)
+    below, at_t = m > z if back else z < m, ~(_is(z, t)^True) if back else _is(z, t)
     l = torch.where(below, a-(log_total-shift).to(z.dtype), log_k.to(z.dtype))
     v = eps/z.shape[1]*weight
     f = torch.where(at_t, 0., _focus(p, l, gamma)*(v.to(z.dtype) if isinstance(v, Tensor) else v))
@@ -192,8 +192,8 @@ def _sum_others(z, t, s, row, e, a, ties):
     h, scale = _focus(e, a, gamma), eps/z.shape[1]*torch.exp(-gamma*log_total)
     if split: h = h*weight.to(z.dtype)
     else: scale = scale*weight
-    low = torch.where((z<m) & ~_is(z, t), h, 0.)
-    f_k = _sum(torch.where((z<m) | _is(z, t), 0., h)) if split else ties*torch.exp(gamma*(log_k+log_total))
+    low = torch.where((z < m) & ~_is(z, t), h, 0.)
+    f_k = _sum(torch.where((z < m) | _is(z, t), 0., h)) if split else ties*torch.exp(gamma*(log_k+log_total))
     f, f_k = scale*_sum(low), scale*f_k
     fl = scale*_sum(low*a) - log_total*f                          # Eq. (5)
     return fl+f_k*log_k, f+gamma*fl, f_k*(1+gamma*log_k)
@@ -204,17 +204,17 @@ def _sums(z, t, s):
     (gamma_pos, _, eps, weight), C = s, z.shape[1]
     m = z.amax(1, keepdim=True)
     e, a, b = _exp(z, m)
-    part, n = torch.exp((m-b).double()), _sum(torch.where(z<m, 0., 1.).to(z.dtype))
-    rest = _sum(torch.where(z<m, e, 0.)) + (n-1)*part             # all but one of the largest
+    part, n = torch.exp((m-b).double()), _sum(torch.where(z < m, 0., 1.).to(z.dtype))
+    rest = _sum(torch.where(z < m, e, 0.)) + (n-1)*part           # all but one of the largest
     log_total, log_k, z_t = torch.log(rest+part), -torch.log1p(rest/part), z.gather(1, t)
     r = torch.exp(-log_total)
     q_k = rest*r
-    log_t = torch.where(z_t==m, log_k, (z_t.double()-b.double())-log_total)
+    log_t = torch.where(z_t == m, log_k, (z_t.double()-b.double())-log_total)
     p_t = torch.exp(log_t)
-    L, A_t, qA_t = _target(log_t, p_t, torch.where(z_t==m, q_k, 1-p_t), of_classes(gamma_pos, t), (1-eps+eps/C)*of_classes(weight, t))
+    L, A_t, qA_t = _target(log_t, p_t, torch.where(z_t == m, q_k, 1-p_t), of_classes(gamma_pos, t), (1-eps+eps/C)*of_classes(weight, t))
     row = m, r, log_total, log_k
     if not eps: return -L, row, (A_t, 0*A_t, q_k, -qA_t)
-    F, S, S_k = _sum_others(z, t, s, row, e, a, n-(z_t==m).double())
+    F, S, S_k = _sum_others(z, t, s, row, e, a, n-(z_t == m).double())
     return -L-F, row, (A_t+S, S_k, q_k, p_t*(S+S_k)-qA_t)
 
 # %% ../../nbs/25_ops.single_label.ipynb #ced052be

@@ -23,19 +23,19 @@ from .torch_private import stored_entries
 # %% ../../nbs/27_ops.tiles.ipynb #71142004
 def listed_entries(target, shape, C):
     "Row, class and label of what a target of indices or a sparse one lists; class -1 for none"
-    if target.layout==torch.strided:
-        if target.is_floating_point() or target.is_complex() or target.dtype==torch.bool or target.shape[:-1]!=shape:
+    if target.layout == torch.strided:
+        if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool or target.shape[:-1] != shape:
             raise ValueError(f'target: got {target.dtype} of shape {tuple(target.shape)}, needs class indices {(*shape, "K")}, '
                 f'or labels {(*shape, C)} as float or bool')
         k = target.long().reshape(shape.numel(), target.shape[-1])
-        raise_where((k< -1) | (k>=C), k, 'target', f'class indices in [0, {C}), or -1 for none')
+        raise_where((k < -1) | (k >= C), k, 'target', f'class indices in [0, {C}), or -1 for none')
         n = torch.arange(len(k), device=k.device).view(-1, 1).expand_as(k)
         return n.reshape(-1), k.reshape(-1), torch.ones_like(k, dtype=torch.bool).view(-1)
     if target.layout not in (torch.sparse_coo, torch.sparse_csr):
         raise TypeError(f'target: got {target.layout}, needs COO or CSR')
-    if target.shape!=(*shape, C) or len(shape)!=1:
+    if target.shape != (*shape, C) or len(shape) != 1:
         raise ValueError(f'target: got sparse shape {tuple(target.shape)}, needs {(*shape, C)}, for hidden of shape (N, D)')
-    if target.layout==torch.sparse_coo:
+    if target.layout == torch.sparse_coo:
         (rows, classes), values = stored_entries(target)
         return rows, classes, values
     counts = target.crow_indices().diff()
@@ -47,11 +47,11 @@ class ListedLabels:
     def __init__(self, target, shape, C, ignore_index, rows, classes):
         row, k, y = listed_entries(target, shape, C)
         N, self.rows, self.classes, self.dtype, self.blocks = shape.numel(), rows, classes, y.dtype, []
-        self.count = N*C if y.dtype==torch.bool else N*C-(y==ignore_index).sum()
+        self.count = N*C if y.dtype == torch.bool else N*C-(y == ignore_index).sum()
         for r in range(0, N, rows):
             n = min(rows, N-r)
-            key, order = torch.where((k>=0) & (row>=r) & (row<r+n), k*n+row-r, C*n).sort()
-            raise_where((key[1:]==key[:-1]) & (key[1:]<C*n), key[1:]//n, 'target',
+            key, order = torch.where((k >= 0) & (row >= r) & (row < r+n), k*n+row-r, C*n).sort()
+            raise_where((key[1:] == key[:-1]) & (key[1:] < C*n), key[1:]//n, 'target',
                 'a class at most once in a row (labels 0 and 1 of all classes: as float or bool)')
             ends = torch.tensor([*range(0, C, classes), C], device=key.device)*n
             self.blocks.append((n, key, y[order], torch.searchsorted(key, ends).tolist()))
@@ -67,7 +67,7 @@ class DenseLabels:
     "Labels of tiles, of a dense target"
     def __init__(self, target, C, ignore_index, rows, classes):
         self.t, self.rows, self.count, self.dtype = target.reshape(-1, C), rows, target.numel(), torch.bool
-        if target.dtype!=torch.bool: self.count = sum((o!=ignore_index).sum() for o in self.t.split(max(1, 2**20//max(C, 1))))
+        if target.dtype != torch.bool: self.count = sum((o != ignore_index).sum() for o in self.t.split(max(1, 2**20//max(C, 1))))
 
     def tile(self, r, i, j): return self.t[r:r+self.rows, i:j].contiguous(), None, None
 
@@ -77,21 +77,21 @@ ROWS_TOGETHER = 16                                                    # entries 
 def _search(z, hi, most):
     "Flat places, row by row, where z < hi is not true (nan: not true); None if they are more than a share `most`"
     (N, c), each = z.shape, isinstance(hi, Tensor) and hi.ndim
-    if c%ROWS_TOGETHER==0:
+    if c%ROWS_TOGETHER == 0:
         m = c//ROWS_TOGETHER
         top = z.view(N, ROWS_TOGETHER, m).amax(1)
-        groups = (top<(hi.view(ROWS_TOGETHER, m).amin(0) if each else hi)).logical_not_().view(-1).nonzero()
-        if len(groups)>(1-(1-most)**ROWS_TOGETHER)*N*m: return None   # as many as there are if scattered
-        if 5*len(groups)<N*m:
+        groups = (top < (hi.view(ROWS_TOGETHER, m).amin(0) if each else hi)).logical_not_().view(-1).nonzero()
+        if len(groups) > (1-(1-most)**ROWS_TOGETHER)*N*m: return None  # as many as there are if scattered
+        if 5*len(groups) < N*m:
             at = ((groups//m*c + groups%m) + torch.arange(0, c, m, device=z.device)).view(-1)
-            return at[(z.take(at)<(hi[at%c] if each else hi)).logical_not_()]
-    at = (z<hi).logical_not_().view(-1).nonzero().view(-1)
-    return None if len(at)>most*N*c else at
+            return at[(z.take(at) < (hi[at%c] if each else hi)).logical_not_()]
+    at = (z < hi).logical_not_().view(-1).nonzero().view(-1)
+    return None if len(at) > most*N*c else at
 
 # %% ../../nbs/27_ops.tiles.ipynb #01c34e24
 def active_entries(z, t, at, s, most=.25):
     "Where loss or pull may be other than zero"
-    if s.smoothing or not isinstance(s.clip, Tensor) and s.clip==0 or z.is_cuda: return None
+    if s.smoothing or not isinstance(s.clip, Tensor) and s.clip == 0 or z.is_cuda: return None
     hi = split_logit(s.clip, z.dtype)[0]
     if t is not None: return _search(z.add(t.to(z.dtype).abs(), alpha=1e30), hi, most)
     listed = z.take(at)
@@ -102,7 +102,7 @@ def active_entries(z, t, at, s, most=.25):
 # %% ../../nbs/27_ops.tiles.ipynb #3ff0594c
 def _negatives(z, s, need):
     "Loss and pull where all labels are 0"
-    whole = torch.compiler.is_compiling() or isinstance(s.clip, Tensor) or s.clip==0
+    whole = torch.compiler.is_compiling() or isinstance(s.clip, Tensor) or s.clip == 0
     sides = sigmoids(z) if whole else (torch.sigmoid(z), torch.sigmoid(-z), None)
     L, G = negative_term(z, *sides, s.gamma_neg, s.clip, s.eps, s.detach, need)
     return times(s.weight, L), times(s.weight, G) if need else None
@@ -133,9 +133,9 @@ def _at_once(z, t, s, ignore_index, need):
 def _compiler(): return torch.compile(_at_once, dynamic=True)
 
 def _all_known(t):
-    if t is None or t.dtype==torch.bool: return True
+    if t is None or t.dtype == torch.bool: return True
     low, high = t.aminmax()
-    return (low>=0 and high<=1).item()
+    return (low >= 0 and high <= 1).item()
 
 # %% ../../nbs/27_ops.tiles.ipynb #db2106f5
 def tile_loss(z, t, at, y, idx, s, ignore_index, need, blank, compiled):
@@ -147,7 +147,7 @@ def tile_loss(z, t, at, y, idx, s, ignore_index, need, blank, compiled):
         total = L.sum().double()
     elif t is None: t = blank[:z.numel()].view(z.shape).put_(at, y)
     if compiled and idx is None and _all_known(t):
-        w = s.weight if isinstance(s.weight, Tensor) or s.weight==1 else z.new_tensor(s.weight)     # a number would be compiled in
+        w = s.weight if isinstance(s.weight, Tensor) or s.weight == 1 else z.new_tensor(s.weight)   # a number would be compiled in
         G, L = z, _compiler()(z, t, s._replace(weight=w), ignore_index, need)
     else: L, G = _in_blocks(z, t, idx, s, ignore_index, need)
     if listed and need: z.put_(at, G_at)
@@ -188,7 +188,7 @@ def _sparse_products(tile, n, k, G, counts):
     tile.seen[few] = True
     if tile.weight is None: return
     order = k.argsort()
-    if 2*len(few)>len(counts): few = None
+    if 2*len(few) > len(counts): few = None
     _add(tile.weight, few, _bags(tile.h, G[order], counts if few is None else counts[few], n[order]))
 
 # %% ../../nbs/27_ops.tiles.ipynb #c17d05e6
@@ -202,8 +202,8 @@ def tile_products(tile, z, idx, G):
     n, k = idx//c, idx%c
     counts = torch.bincount(k, minlength=c)
     active = counts.count_nonzero().item()
-    if _dear*len(idx)<active*N: _sparse_products(tile, n, k, G, counts); return 'sparse'
-    if 4*active>3*c: _dense_products(tile, z.zero_().put_(idx, G)); return 'dense'
-    place, G_few = (counts>0).cumsum(0)-1, z.view(-1)[:N*active].zero_().view(N, active)
+    if _dear*len(idx) < active*N: _sparse_products(tile, n, k, G, counts); return 'sparse'
+    if 4*active > 3*c: _dense_products(tile, z.zero_().put_(idx, G)); return 'dense'
+    place, G_few = (counts > 0).cumsum(0)-1, z.view(-1)[:N*active].zero_().view(N, active)
     _dense_products(tile, G_few.put_(n*active+place[k], G), counts.nonzero().view(-1))
     return 'columns'

@@ -16,7 +16,7 @@ def data(n=64, ignore=None, single=False, dtype=torch.float64):
     y = targets.argmax(1) if single else targets.to(dtype)
     if not ignore: return images.to(dtype), y
     share = torch.linspace(0, .9, n).view(-1, *[1]*(y.ndim-1))
-    return images.to(dtype), y.masked_fill(torch.rand(y.shape, generator=seeded(2))<share, -100)
+    return images.to(dtype), y.masked_fill(torch.rand(y.shape, generator=seeded(2)) < share, -100)
 
 def losses(single): return AsymmetricLossSingleLabel if single else AsymmetricLossMultiLabel
 
@@ -40,7 +40,7 @@ def sgd(model, loss, batches, lr=.1):
     "The plain loop that frameworks are compared with; the weights it ends with"
     model = copy.deepcopy(model)
     opt = torch.optim.SGD(model.parameters(), lr=lr)
-    for x,y in batches:
+    for x, y in batches:
         opt.zero_grad()
         loss(model(x), y).backward()
         opt.step()
@@ -65,7 +65,7 @@ def spawn(worker, folder, world=2, timeout=100):
     ctx = torch.multiprocessing.spawn(_join, (worker, str(folder), world), nprocs=world, join=False)
     end = time.time()+timeout
     try:
-        while not ctx.join(timeout=1): assert time.time()<end, f'not done in {timeout} s'
+        while not ctx.join(timeout=1): assert time.time() < end, f'not done in {timeout} s'
     finally:
         for p in ctx.processes: p.kill()
     return [torch.load(folder/f'{rank}.pt') for rank in range(world)]

@@ -16,14 +16,14 @@ cases = [(*kind, extra) for kind in kinds for extra in hard]
 
 def case(kind, reduction, extra):
     "The loss and the data of a case"
-    loss = (AsymmetricLossSingleLabel if kind=='single' else AsymmetricLossMultiLabel)(reduction=reduction,
+    loss = (AsymmetricLossSingleLabel if kind == 'single' else AsymmetricLossMultiLabel)(reduction=reduction,
         weight=weight if 'weighted' in extra else None)
-    return loss, *data(32, 'uneven' if 'ignored' in extra else None, kind=='single')
+    return loss, *data(32, 'uneven' if 'ignored' in extra else None, kind == 'single')
 
 def counted(loss, y):
     "What the loss's 'mean' divides by"
-    known = y!=-100
-    return known.sum() if loss.weight is None or y.ndim>1 else loss.weight[y[known]].sum()
+    known = y != -100
+    return known.sum() if loss.weight is None or y.ndim > 1 else loss.weight[y[known]].sum()
 
 def right(model, loss, x, y):
     "The gradient of the mean over all processes: a sum here, the count everywhere, and DDP's average taken back"
@@ -46,7 +46,7 @@ def averaged(rank, world):
         loss, x, y = case(*key)
         x, y = shard(rank, world, x, y)
         out[key] = backward(DistributedDataParallel(net()), loss, x, y)
-        if key[1]=='mean':
+        if key[1] == 'mean':
             model = DistributedDataParallel(net())
             right(model, loss, x, y).backward()
             out[key, 'right'] = grads(model)
@@ -62,7 +62,7 @@ def sharded(rank, world):
     for key in sharded_cases:
         (loss, *batch), model = case(*key), net()
         for layer in (model[1], model[3], model): fully_shard(layer)
-        assert all(isinstance(p, DTensor) and p.to_local().shape[0]==p.shape[0]//world for p in model.parameters())
+        assert all(isinstance(p, DTensor) and p.to_local().shape[0] == p.shape[0]//world for p in model.parameters())
         steps(model, lambda x, y: right(model, loss, x, y), *shard(rank, world, *batch))
         out[key] = torch.cat([p.full_tensor().detach().flatten() for p in model.parameters()])
     return out
@@ -85,11 +85,11 @@ def test_ddp(processes, kind, reduction, extra):
     key = kind, reduction, extra
     one = backward(net(), *case(*key))
     assert torch.equal(ddp[key], other[key])
-    factor = 2 if reduction=='sum' else 1
-    differs = reduction=='mean' and ('ignored' in extra or kind=='single' and 'weighted' in extra)
+    factor = 2 if reduction == 'sum' else 1
+    differs = reduction == 'mean' and ('ignored' in extra or kind == 'single' and 'weighted' in extra)
     if differs: assert off(ddp[key], one) > .001
     else: assert off(factor*ddp[key], one) < 1e-12
-    if reduction=='mean': assert off(ddp[key, 'right'], one) < 1e-12
+    if reduction == 'mean': assert off(ddp[key, 'right'], one) < 1e-12
 
 @pytest.mark.parametrize('key', sharded_cases)
 def test_fsdp(processes, key):
@@ -115,7 +115,7 @@ def test_lightning(tmp_path):
     pytest.importorskip('lightning')
     (tmp_path/'script.py').write_text(script)
     run([sys.executable, tmp_path/'script.py', tmp_path])
-    for reduction,lr in (('mean', .1), ('sum', 1e-4/2)):          # a sum is averaged over the processes: half of it
+    for reduction, lr in (('mean', .1), ('sum', 1e-4/2)):         # a sum is averaged over the processes: half of it
         (got, steps), (other, _) = (torch.load(tmp_path/f'{reduction}-{rank}.pt') for rank in (0, 1))
         want = sgd(net(), AsymmetricLossMultiLabel(reduction=reduction), [data()]*3, lr=lr)
-        assert steps==3 and torch.equal(got, other) and off(got-weights(net()), want-weights(net())) < 1e-6
+        assert steps == 3 and torch.equal(got, other) and off(got-weights(net()), want-weights(net())) < 1e-6

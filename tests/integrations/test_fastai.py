@@ -49,28 +49,28 @@ def test_without_focusing_training_is_that_of_fastais_loss(ours, theirs):
     for p, q in zip(a.model.parameters(), b.model.parameters()): assert_close(p, q, rtol=1e-5, atol=1e-6)
     assert_close(a.validate()[0], b.validate()[0], rtol=1e-5, atol=1e-6)
     focused = AsymmetricLossMultiLabel(reduction='mean') if isinstance(ours, AsymmetricLossMultiLabel) else AsymmetricLossSingleLabel(2)
-    assert (trained(focused).model[-1].weight-b.model[-1].weight).abs().max()>1e-4
+    assert (trained(focused).model[-1].weight-b.model[-1].weight).abs().max() > 1e-4
 
 def test_everything_has_the_shape_of_fastais_loss(loss, learn):
     got, want = (o.get_preds(with_decoded=True, with_loss=True) for o in (learn, trained(theirs[loss])))
-    for a, b in zip(got, want): assert a.shape==b.shape and a.dtype==b.dtype
-    assert [type(o) for o in learn.predict(picture(0))]==[type(o) for o in trained(theirs[loss]).predict(picture(0))]
+    for a, b in zip(got, want): assert a.shape == b.shape and a.dtype == b.dtype
+    assert [type(o) for o in learn.predict(picture(0))] == [type(o) for o in trained(theirs[loss]).predict(picture(0))]
 
 def test_predictions_are_posteriors(loss, learn):
     (logits, _), (p, y, said, losses) = learn.get_preds(act=noop), learn.get_preds(with_decoded=True, with_loss=True)
     assert_close(p, loss.posterior(logits))
-    assert (p-(logits.sigmoid() if loss is multi else logits.softmax(1))).abs().max()>.01
-    assert torch.equal(said, p>.5 if loss is multi else p.argmax(1))
+    assert (p-(logits.sigmoid() if loss is multi else logits.softmax(1))).abs().max() > .01
+    assert torch.equal(said, p > .5 if loss is multi else p.argmax(1))
     each = [loss(z[None], t[None]) for z, t in zip(logits, y)]
     assert_close(losses, torch.stack(each), rtol=1e-5, atol=1e-6)
-    assert loss.reduction=='mean'
+    assert loss.reduction == 'mean'
 
 def test_threshold():
     learn = trained(AsymmetricLossMultiLabel(reduction='mean', thresh=.2))
     p, _, said = learn.get_preds(with_decoded=True)
-    assert torch.equal(said, p>.2) and not torch.equal(said, p>.5)
+    assert torch.equal(said, p > .2) and not torch.equal(said, p > .5)
     learn.loss_func.thresh = torch.linspace(.1, .3, 10)
-    assert torch.equal(learn.get_preds(with_decoded=True)[2], p>torch.linspace(.1, .3, 10))
+    assert torch.equal(learn.get_preds(with_decoded=True)[2], p > torch.linspace(.1, .3, 10))
 
 def test_show_results_and_interpretation(loss, learn):
     plt.close('all')
@@ -81,7 +81,7 @@ def test_show_results_and_interpretation(loss, learn):
     losses = learn.get_preds(with_loss=True)[2]
     assert_close(top, losses.topk(5).values, rtol=1e-5, atol=1e-6)
     shown.plot_top_losses(2)
-    if loss is single: assert ClassificationInterpretation.from_learner(learn).confusion_matrix().sum()==len(learn.dls.valid_ds)
+    if loss is single: assert ClassificationInterpretation.from_learner(learn).confusion_matrix().sum() == len(learn.dls.valid_ds)
     plt.close('all')
 
 def test_export_and_load(learn, tmp_path):
@@ -89,14 +89,14 @@ def test_export_and_load(learn, tmp_path):
     learn.path = tmp_path
     learn.export('x.pkl', pickle_protocol=4)
     again = load_learner(tmp_path/'x.pkl', pickle_module=pickle)
-    assert repr(again.loss_func)==repr(learn.loss_func)
+    assert repr(again.loss_func) == repr(learn.loss_func)
     with again.no_bar(): assert_close(again.get_preds(dl=learn.dls.valid)[0], p)
 
 @pytest.mark.parametrize('mix', [MixUp, CutMix])
 def test_mixed_images(loss, mix):
     learn = trained(loss, cbs=mix())
     assert all(p.isfinite().all() for p in learn.model.parameters()) and learn.loss_func is loss
-    assert (learn.model[-1].weight-trained(loss).model[-1].weight).abs().max()>1e-4
+    assert (learn.model[-1].weight-trained(loss).model[-1].weight).abs().max() > 1e-4
 
 def test_mixup_is_the_mixture_of_the_losses(loss):
     "In fastai's way: multi-label targets are mixed, of class indices it is the losses"
@@ -108,7 +108,7 @@ def test_mixup_is_the_mixture_of_the_losses(loss):
     trained(loss, cbs=[mix, keep])
     pred, *y, got = keep.seen
     if loss is multi:
-        assert len({*y[0].flatten().tolist()}-{0., 1.})>10
+        assert len({*y[0].flatten().tolist()}-{0., 1.}) > 10
         assert_close(got, loss(pred, y[0]))
     else:
         each = AsymmetricLossSingleLabel(reduction='none')
@@ -124,8 +124,8 @@ def test_mixed_precision(loss, dtype):
             self.low.__enter__()
         def after_pred(self):
             self.low.__exit__(None, None, None)
-            assert self.pred.dtype==dtype
-        def after_loss(self): assert self.loss_grad.dtype==torch.float32 and self.loss_grad.isfinite()
+            assert self.pred.dtype == dtype
+        def after_loss(self): assert self.loss_grad.dtype == torch.float32 and self.loss_grad.isfinite()
     with learn.no_logging(): learn.fit(1, 1e-2, cbs=Half())
     full = trained(loss)
     for p, q in zip(learn.model.parameters(), full.model.parameters()): assert_close(p, q, rtol=.1, atol=.02)

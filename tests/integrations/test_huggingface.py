@@ -34,7 +34,7 @@ def trainer(folder, rows, func=None, batch=16, accumulate=1, lr=.1, order='seque
         train_sampling_strategy=order, use_cpu=True, report_to='none', disable_tqdm=True, save_strategy='no', logging_strategy='no',
         remove_unused_columns=False, dataloader_pin_memory=False, seed=0) | args
     args = transformers.TrainingArguments(str(folder), **args)
-    return transformers.Trainer(model=vit(rows.y.ndim==1), args=args, train_dataset=rows, eval_dataset=valid,
+    return transformers.Trainer(model=vit(rows.y.ndim == 1), args=args, train_dataset=rows, eval_dataset=valid,
         compute_loss_func=func, **kwargs)
 
 def update(folder, *args, **kwargs):
@@ -83,7 +83,7 @@ def test_what_is_counted(tmp_path, single):
     seen, (x, y) = [], data(24, 'uneven', single)
     func = lambda outputs, labels, num_items_in_batch=None: seen.append(num_items_in_batch.item()) or outputs.logits.sum()*0
     trainer(tmp_path, Rows(x, y), func, batch=4, accumulate=4).train()
-    known = [(part!=-100).sum().item() for part in y.split(16)]
+    known = [(part != -100).sum().item() for part in y.split(16)]
     assert seen == [known[0]]*4 + [known[1]]*2                  # entries (multi-label) or images (single-label) of the whole step
     assert known[0] < y[:16].numel()
 
@@ -112,8 +112,8 @@ def test_a_swap_changes_nothing_else(tmp_path, single):
     degenerate = losses(single)(reduction='sum', **(as_ce if single else as_bce))
     runs = dict(own=None, theirs=per_item(lambda z, y: theirs(z, y, reduction='sum')), ours=per_item(degenerate),
         asl=per_item(losses(single)(reduction='sum')))
-    runs = {name: what_happens(tmp_path, func, single) for name,func in runs.items()}
-    facts, updates, values = ({name: r[i] for name,r in runs.items()} for i in range(3))
+    runs = {name: what_happens(tmp_path, func, single) for name, func in runs.items()}
+    facts, updates, values = ({name: r[i] for name, r in runs.items()} for i in range(3))
     assert facts['own'] == facts['theirs'] == facts['ours'] == facts['asl']
     assert sorted(facts['own']['order'][:58]) == list(range(58)) != facts['own']['order'][:58]
     for name in ('theirs', 'ours'):

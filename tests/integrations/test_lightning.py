@@ -42,7 +42,7 @@ class Counted(Lit):
     count = 0
 
     def training_step(self, batch, i):
-        self.count += (batch[1]!=-100).sum()
+        self.count += (batch[1] != -100).sum()
         return super().training_step(batch, i)
 
     def on_before_optimizer_step(self, optimizer):
@@ -104,7 +104,7 @@ def test_what_metrics_make_of_posteriors():
     z = 2*torch.randn(y.shape, generator=seeded(0)) + 2*y - 1
     mAP, F1 = MultilabelAveragePrecision(10), MultilabelF1Score(10, threshold=.5)
     at, eta = float(loss.prior_logit(.5)), loss.posterior(z)
-    assert ((z>0) != (z>at)).any() and F1(eta, y) == F1((z>at).double(), y) != F1(z, y) == F1(z.sigmoid(), y)
+    assert ((z > 0) != (z > at)).any() and F1(eta, y) == F1((z > at).double(), y) != F1(z, y) == F1(z.sigmoid(), y)
     easy = z.sigmoid() <= loss.clip                             # there all posteriors are 0,
     assert 0 < easy.sum() and not eta[easy].any() and eta[~easy].all()
     high = z.masked_fill(easy, z[easy].max())                   # so that ties are all that they can change in a ranking:
@@ -127,7 +127,7 @@ def test_checkpoints(tmp_path, single):
 def test_bf16(single):
     (x, y), loss = data(single=single, dtype=torch.float32), losses(single)(reduction='mean')
     full, mixed = (Lit(loss, torch.float32, single) for _ in range(2))
-    full, mixed = (fit(o, x, y, precision=p) for o,p in ((full, '32-true'), (mixed, 'bf16-mixed')))
+    full, mixed = (fit(o, x, y, precision=p) for o, p in ((full, '32-true'), (mixed, 'bf16-mixed')))
     assert 1e-4 < off(mixed, full) < .05
     lit, t = Lit(loss, torch.float32, single), trainer(precision='bf16-mixed')
     t.fit(lit, loader(x, y))
@@ -139,7 +139,7 @@ def test_accumulation(single):
     x, y = data(16, single=single)
     assert off(accumulated(Lit(mean, single=single), x, y), plain(mean, x, y)) < 1e-6        # equal batches, all known
     assert off(accumulated(Lit(total, single=single), x, y), plain(lambda z, y: total(z, y)/4, x, y)) < 1e-6
-    for n,ignore in ((58, None), (64, 'uneven')):                # not where batches count unequally
+    for n, ignore in ((58, None), (64, 'uneven')):               # not where batches count unequally
         x, y = data(n, ignore, single)
         large = plain(mean, x, y)
         assert off(accumulated(Lit(mean, single=single), x, y), large) > .01

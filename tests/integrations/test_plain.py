@@ -14,7 +14,7 @@ def autocast_step(model, loss, x, y, dtype, scaler=None, lr=1e-4):
     opt.zero_grad()
     with torch.autocast('cpu', dtype=dtype):
         z = model(x)
-        assert z.dtype==dtype
+        assert z.dtype == dtype
         value = loss(z, y)
     if scaler:
         scaler.scale(value).backward()
@@ -29,23 +29,23 @@ def autocast_step(model, loss, x, y, dtype, scaler=None, lr=1e-4):
 def test_autocast(single, dtype, tolerance):
     (x, y), loss, model = data(single=single, dtype=torch.float32), losses(single)(reduction='sum'), net(dtype=torch.float32)
     want = sgd(model, loss, [(x, y)], lr=1e-4)-weights(model)
-    scaler = torch.amp.GradScaler('cpu', init_scale=2.**8) if dtype==torch.float16 else None
+    scaler = torch.amp.GradScaler('cpu', init_scale=2.**8) if dtype == torch.float16 else None
     value, got = autocast_step(copy.deepcopy(model), loss, x, y, dtype, scaler)
-    assert value.dtype==torch.float32 and value.item()==pytest.approx(loss(model(x), y).item(), rel=tolerance)
+    assert value.dtype == torch.float32 and value.item() == pytest.approx(loss(model(x), y).item(), rel=tolerance)
     assert 1e-5 < off(got, want) < tolerance
-    if scaler: assert scaler.get_scale()==2.**8                 # no step was skipped
+    if scaler: assert scaler.get_scale() == 2.**8               # no step was skipped
 
 def test_sums_beyond_float16():
     z, y = torch.full((64, 10), 8., dtype=torch.float16, requires_grad=True), torch.zeros(64, 10)
     with torch.autocast('cpu', dtype=torch.float16):
         value = AsymmetricLossMultiLabel(gamma_neg=0, clip=0)(300*z, y)
         value.backward()
-    assert value.dtype==torch.float32 and value.item()==64*10*2400 > torch.finfo(torch.float16).max
+    assert value.dtype == torch.float32 and value.item() == 64*10*2400 > torch.finfo(torch.float16).max
     assert torch.equal(z.grad, torch.full_like(z, 300))
 
 def test_a_scaler_finds_its_scale():
     (x, y), skipped = data(dtype=torch.float32), {}
-    for reduction,lr in (('mean', .1), ('sum', 1e-4)):
+    for reduction, lr in (('mean', .1), ('sum', 1e-4)):
         model, scaler = net(dtype=torch.float32), torch.amp.GradScaler('cpu')
         loss = AsymmetricLossMultiLabel(reduction=reduction)
         changes = [autocast_step(model, loss, x, y, torch.float16, scaler, lr)[1] for _ in range(8)]
@@ -61,7 +61,7 @@ def sgd_step(model, loss):
     def step(x, y):
         value = loss(model(x), y)
         with torch.no_grad():
-            for p,g in zip(params, torch.autograd.grad(value, params)): p.sub_(g, alpha=.1)
+            for p, g in zip(params, torch.autograd.grad(value, params)): p.sub_(g, alpha=.1)
         return value.detach()
     return step
 
@@ -93,7 +93,7 @@ def test_activation_checkpointing(single):
     ways = dict(none=lambda m: loss(m(x), y), block=lambda m: loss(m[3](again(m[:3], x)), y), loss=lambda m: again(loss, m(x), y),
         all=lambda m: again(lambda x, y: loss(m(x), y), x, y))
     found, calls = {}, []
-    for name,way in ways.items():
+    for name, way in ways.items():
         model, count = net(), {}
         hooks = [m.register_forward_pre_hook(lambda m, _: count.update({m: count.get(m, 0)+1})) for m in (model[1], loss)]
         way(model).backward()
@@ -118,7 +118,7 @@ def accelerated(accelerator, loss, x, y, size, dtype=torch.float64, count=None):
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), size)
     model, opt, loader = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=.1), loader)
     before, dtypes = weights(model), set()
-    for i,(x,y) in enumerate(loader):
+    for i, (x, y) in enumerate(loader):
         with accelerator.accumulate(model):
             with accelerator.autocast(): value = loss(model(x), y)
             if count: value = value*accelerator.gradient_accumulation_steps/count[i//accelerator.gradient_accumulation_steps]
@@ -130,31 +130,31 @@ def accelerated(accelerator, loss, x, y, size, dtype=torch.float64, count=None):
 
 def test_accelerate_accumulates(accelerator, single):
     mean, total = (losses(single)(reduction=r) for r in ('mean', 'sum'))
-    for n,ignore in ((64, None), (58, None), (64, 'uneven')):
+    for n, ignore in ((64, None), (58, None), (64, 'uneven')):
         x, y = data(n, ignore, single)
         large = sgd(net(), mean, chunks(x, y, 16))-weights(net())
         four = accelerator(gradient_accumulation_steps=4)
         as_is = accelerated(four, mean, x, y, 4)[1]
-        if n==64 and not ignore: assert off(as_is, large) < 1e-6
+        if n == 64 and not ignore: assert off(as_is, large) < 1e-6
         else: assert off(as_is, large) > .01                    # accelerate divides by 4, however many entries count
-        counts = [(o!=-100).sum().item() for o in y.split(16)]
+        counts = [(o != -100).sum().item() for o in y.split(16)]
         assert off(accelerated(four, total, x, y, 4, count=counts)[1], large) < 1e-6
 
 def test_a_swap_in_accelerate_changes_nothing_else(accelerator, single):
     theirs = F.cross_entropy if single else F.binary_cross_entropy_with_logits
     degenerate = losses(single)(reduction='mean', **(as_ce if single else as_bce))
     (x, y), found = data(58, single=single), {}
-    for name,loss in dict(theirs=theirs, ours=degenerate, asl=losses(single)(reduction='mean')).items():
+    for name, loss in dict(theirs=theirs, ours=degenerate, asl=losses(single)(reduction='mean')).items():
         a = accelerator()
         model, change, dtypes = accelerated(a, loss, x, y, 16)
         loader = a.prepare(torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 16))
         with torch.no_grad(): gathered = [a.gather_for_metrics((model(x), y)) for x,y in loader]
         z, seen = (torch.cat(o) for o in zip(*gathered))
-        assert torch.equal(seen, y) and z.shape==(58, 10) and dtypes=={torch.float64}
+        assert torch.equal(seen, y) and z.shape == (58, 10) and dtypes == {torch.float64}
         found[name] = change
     assert off(found['ours'], found['theirs']) < 1e-6 < .01 < off(found['asl'], found['theirs'])
 
 def test_accelerate_in_bf16(accelerator, single):
     (x, y), loss = data(single=single, dtype=torch.float32), losses(single)(reduction='mean')
     full, mixed = (accelerated(accelerator(mixed_precision=p), loss, x, y, 16, torch.float32) for p in ('no', 'bf16'))
-    assert mixed[2]=={torch.float32} and 1e-4 < off(mixed[1], full[1]) < .05
+    assert mixed[2] == {torch.float32} and 1e-4 < off(mixed[1], full[1]) < .05

@@ -37,8 +37,8 @@ def test_task_trains_as_with_timms_loss(Task, ours, theirs, targets):
     kwargs = dict(loss_type=theirs, smoothing=single.eps if ours is single else 0.)
     (a, got), (b, want) = trained(Task, targets, criterion=ours), trained(Task, targets, criterion_kwargs=kwargs)
     assert_close(got, want, rtol=1e-4, atol=1e-5)
-    assert got[0]!=got[-1]
-    assert type(a(train.images[:2], targets[:2])['output'])==type(b(train.images[:2], targets[:2])['output'])
+    assert got[0] != got[-1]
+    assert type(a(train.images[:2], targets[:2])['output']) == type(b(train.images[:2], targets[:2])['output'])
 
 def test_evaluator_agrees_with_our_metrics():
     task, _ = trained(MultiLabelClassificationTask, train.targets, criterion=multi)
@@ -48,7 +48,7 @@ def test_evaluator_agrees_with_our_metrics():
     theirs, (ours, _) = evaluator.compute(), score(logits, test.targets, multi.posterior)
     assert_close(theirs['map'], ours['mAP'], rtol=1e-5, atol=0)
     assert_close(theirs['micro_f1'], ours['OF1_posterior'], rtol=1e-5, atol=1e-5)
-    assert theirs['micro_f1']!=ours['OF1']              # at a bare score of 1/2
+    assert theirs['micro_f1'] != ours['OF1']            # at a bare score of 1/2
     assert_close(theirs['loss'], F.binary_cross_entropy_with_logits(logits, test.targets).item(), rtol=1e-5, atol=0)
 
 def test_evaluator_counts_classes_without_a_positive_as_zero():
@@ -71,7 +71,7 @@ def test_single_label_evaluator():
 def test_soft_labels_of_mixup():
     np.random.seed(0)
     x, y = Mixup(1., num_classes=10, label_smoothing=0., multi_label=True)(train.images[:64], train.targets[:64])
-    assert ((y>0) & (y<1)).any()
+    assert ((y > 0) & (y < 1)).any()
     logits = network()(x).double()
     lam = ((y-train.targets[:64].flip(0))/(train.targets[:64]-train.targets[:64].flip(0)))
     lam = lam[lam.isfinite()].mean().item()
@@ -79,7 +79,7 @@ def test_soft_labels_of_mixup():
     assert_close(multi(logits, y), lam*parts[0]+(1-lam)*parts[1], rtol=1e-6, atol=0)
     theirs = timm.loss.AsymmetricLossMultiLabel(reduction='batchmean')
     parts = [theirs(logits, t) for t in (train.targets[:64], train.targets[:64].flip(0))]
-    assert abs(theirs(logits, y)/(lam*parts[0]+(1-lam)*parts[1])-1)>.01   # timm mixes exponents, not losses
+    assert abs(theirs(logits, y)/(lam*parts[0]+(1-lam)*parts[1])-1) > .01  # timm mixes exponents, not losses
 
 def test_soft_labels_are_no_class_indices():
     x, y = Mixup(1., num_classes=10)(train.images[:64], train.targets[:64].argmax(1))
