@@ -1,5 +1,5 @@
 # Each target is one plain command, for those without make
-.PHONY: prepare fresh docs readme readme-check
+.PHONY: prepare fresh docs readme readme-check dist
 
 prepare:            ## before a commit: package, stored outputs, README
 	nbdev_export
@@ -17,3 +17,6 @@ readme:             ## README.md, from nbs/index.ipynb
 
 readme-check:
 	python tools/nbsite.py readme --check
+
+dist:               ## wheel and sdist in dist/, as PyPI takes them
+	rm -rf build dist && python -m build && twine check --strict dist/*

@@ -1,4 +1,4 @@
-"All that is said here is said in settings.ini."
+"All that is said here is said in settings.ini; the addresses of code and site are in pyproject.toml as well."
 from configparser import ConfigParser
 from pathlib import Path
 from setuptools import find_packages, setup
@@ -12,9 +12,8 @@ extras['docs'] += extras['jax']                                       # signatur
 extras['dev'] += extras['train'] + extras['onnx'] + extras['docs']   # the tests run every notebook and build the site
 
 setup(name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'].split(),
-    author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'], license='Apache-2.0',
-    project_urls={'Documentation': cfg['doc_host']+cfg['doc_baseurl']},
+    author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'], license_expression='Apache-2.0',
     long_description=Path('README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
-    packages=find_packages(include=[cfg['lib_path'], cfg['lib_path']+'.*']), zip_safe=False,
+    packages=find_packages(include=[cfg['lib_path'], cfg['lib_path']+'.*']), package_data={cfg['lib_path']: ['py.typed']}, zip_safe=False,
     python_requires='>='+cfg['min_python'], install_requires=cfg['requirements'].split(), extras_require=extras,
     entry_points=dict(console_scripts=cfg['console_scripts'].split(), nbdev=[f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]))

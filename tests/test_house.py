@@ -1,8 +1,11 @@
 "The house: everything has its room, and arrows point one way. Counted by ast, imports inside of functions too."
-import sys
+import inspect, re, runpy, sys
 from pathlib import Path
 
 import pytest
+from fastcore.docscrape import NumpyDocString
+
+import asl, asl.distributed
 
 sys.path.append(str(Path(__file__).parents[1]/'tools'))
 from house import graph, sources, violations
@@ -40,3 +43,27 @@ def test_a_circle_and_a_module_without_a_room_are_seen():
 def test_the_graph_is_that_of_the_code():
     found = graph(sources())
     assert found['cli'] == [] and found['train'] == ['cli', 'training.pipeline'] and 'ops.gpu' in found['ops.dispatch']
+
+public = [getattr(asl, name) for name in asl.__all__] + [getattr(asl.distributed, name) for name in asl.distributed.__all__]
+
+@pytest.mark.parametrize('found', public, ids=lambda found: found.__name__)
+def test_what_users_call_describes_each_argument_where_editors_look(found):
+    doc = inspect.getdoc(found)
+    said = set(', '.join(NumpyDocString(doc)['Parameters']).split(', '))
+    arguments = set(inspect.signature(found).parameters)
+    if '**kwargs' in said: assert said - {'**kwargs'} < arguments          # the rest are settings of a function that the text names
+    else: assert said == arguments
+    assert not re.search(r'Eqs?\. \(', doc), 'equations are numbered on pages, which help() cannot show'
+    methods = [f for name, f in vars(found).items() if inspect.isclass(found) and inspect.isfunction(f) and name[0] != '_']
+    assert all(inspect.getdoc(f) for f in methods)
+
+def test_asl_has_the_function_posterior_and_the_module_of_that_name_can_be_imported_from():
+    from asl.posterior import class_prior, posterior
+    assert asl.posterior is posterior and asl.class_prior is class_prior and callable(asl.posterior)
+
+def test_help_teaches_in_one_screen():
+    assert len(asl.__doc__.splitlines()) <= 30 and 'loss.posterior(logits)' in asl.__doc__
+
+def test_a_users_program_runs(capsys):
+    runpy.run_path(str(Path(__file__).with_name('user_program.py')))
+    assert 'torch.Size([32, 10])' in capsys.readouterr().out

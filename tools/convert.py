@@ -60,6 +60,12 @@ def arguments(found, definition):
     listed = [(f'{argument}: {kind}'.removesuffix(': '), text) for argument, kind, text in documented.findall(definition)]
     return listed + [(f'returns {kind}', text) for kind, text in returned.findall(definition)]
 
+def methods(found):
+    "How to call each method that a class defines for its users, and the first line of what is said about it"
+    if not inspect.isclass(found): return []
+    own = {name: f for name, f in vars(found).items() if name[0]!='_' and inspect.getdoc(f) and (inspect.isfunction(f) or isinstance(f, property))}
+    return [(f'.{name}' if isinstance(f, property) else '.'+signature(name, f), inspect.getdoc(f).splitlines()[0]) for name, f in own.items()]
+
 def formatted(annotation): return re.sub(r'\b(?:\w+\.)+(?=\w)', '', inspect.formatannotation(annotation))
 
 def reference(m, plain):
@@ -71,7 +77,7 @@ def reference(m, plain):
     link = f"{file}#L{inspect.getsourcelines(inspect.unwrap(found))[1]}"
     if plain: return f'{heading}\n\n[source]({link})\n\n{definition}{about}'
     short = '\n'.join(wrap(signature(name, found), 88, subsequent_indent='    '))
-    items = '\n\n'.join(f'`{argument}`\n: {text}' for argument, text in arguments(found, definition))
+    items = '\n\n'.join(f'`{argument}`\n: {text}' for argument, text in [*arguments(found, definition), *methods(found)])
     return f'{heading}\n\n[source]({link}){{.source}}\n\n```python\n{short}\n```\n\n{about.strip()}\n\n' + (
         f'{{.parameters}}\n{items}' if items else '')
 

@@ -32,7 +32,7 @@ def room(path):
 
 def site():
     "Build the site; any warning of Sphinx is an error"
-    if not NbdevLookup(cfg.lib_name).syms: sys.exit('asl is not installed, so no name would be linked: pip install -e .')
+    if cfg.lib_path.name not in NbdevLookup().entries: sys.exit('asl is not installed, so no name would be linked: pip install -e .')
     source = root/'_site_src'
     for folder in (source, built): shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(root/'docs', source)
