@@ -8,24 +8,30 @@ __all__ = ['probability_gap', 'AdaptiveGamma']
 # %% ../nbs/03_adaptive.ipynb #8de85438
 import math
 from numbers import Real
+from typing import cast
 
 import torch
 from torch import Tensor, distributed as dist, nn
 
 from .loss import AsymmetricLossMultiLabel
-from .ops.checks import at_least_float32, check_arguments, known_labels, highest_precision
+from .ops.checks import at_least_float32, check_arguments, highest_precision, known_labels
 
 # %% ../nbs/03_adaptive.ipynb #6cc86cba
-def _sums(input, target, ignore_index):
-    "The four sums of Eq. (1), in its order"
+def _gap_sums(input, target, ignore_index):
+    "The four sums of Eq. (1), in its order, a tensor (4,); logits and targets (..., C)"
     check_arguments(input, target, 'sum')
     z = input.detach().to(at_least_float32(input))
-    y, known = known_labels(target.detach(), z.dtype, ignore_index)
-    n = 1-y
-    if known is not None: z, n = torch.where(known, z, 0.), n*known
-    return torch.stack([o.sum(dtype=highest_precision(z)) for o in (y*torch.sigmoid(z), y, n*torch.sigmoid(-z), n)])
+    positive, known = known_labels(target.detach(), z.dtype, ignore_index)
+    negative = 1-positive
+    if known is not None:
+        z = torch.where(known, z, 0.)                          # not even nan gets through
+        negative = negative*known
+    terms = positive*torch.sigmoid(z), positive, negative*torch.sigmoid(-z), negative
+    return torch.stack([each.sum(dtype=highest_precision(z)) for each in terms])
 
-def _gap(sums): return sums[0]/sums[1] - sums[2]/sums[3]
+def _gap(sums):
+    "Eq. (1) of its four sums, a scalar"
+    return sums[0]/sums[1] - sums[2]/sums[3]
 
 # %% ../nbs/03_adaptive.ipynb #939a7a57
 def probability_gap(input:Tensor, target:Tensor, ignore_index:int=-100) -> Tensor:
@@ -50,27 +56,33 @@ def probability_gap(input:Tensor, target:Tensor, ignore_index:int=-100) -> Tenso
     ValueError, TypeError
         For what the loss refuses.
     """
-    return _gap(_sums(input, target, ignore_index)).to(at_least_float32(input))
+    return _gap(_gap_sums(input, target, ignore_index)).to(at_least_float32(input))
 
 # %% ../nbs/03_adaptive.ipynb #bea75937
-def _need(name, value, fits, needs):
-    "Refuse what is not a number, or does not fit"
+def _check_number(name, value, fits, needs):
+    "Raise unless value is a number that fits"
     if not isinstance(value, Real): raise TypeError(f'{name}: got {type(value).__name__}, needs {needs}')
     if not fits(value): raise ValueError(f'{name}: got {value}, needs {needs}')
 
-def _tensor_gamma(loss, low, high):
-    "Make gamma_neg of the loss a 0-dim buffer, a tensor of its own; returns it"
+def _checked_gamma(loss, low, high):
+    "The gamma_neg of a loss that can be steered, within the bounds low and high: a new 0-dim tensor where the loss is"
     if not isinstance(loss, AsymmetricLossMultiLabel):
         raise TypeError(f'loss: got {type(loss).__name__}, needs an AsymmetricLossMultiLabel')
-    device = next((v.device for v in loss.buffers()), None)
+    device = next((buffer.device for buffer in loss.buffers()), None)
     gamma = torch.as_tensor(loss.gamma_neg, device=device).detach().clone()
-    if gamma.ndim: raise ValueError(f'loss: got gamma_neg of shape {tuple(gamma.shape)}, needs one number for all classes')
-    _need('bounds', low, lambda v: 0 <= v <= gamma, f'a lowest gamma_neg >= 0, and at most that of the loss, {gamma:g}')
-    _need('bounds', high, lambda v: gamma <= v < math.inf, f'a finite highest gamma_neg, at least that of the loss, {gamma:g}')
+    if gamma.ndim:
+        raise ValueError(f'loss: got gamma_neg of shape {tuple(gamma.shape)}, needs one number for all classes')
+    needs_low = f'a lowest gamma_neg >= 0, and at most that of the loss, {gamma:g}'
+    needs_high = f'a finite highest gamma_neg, at least that of the loss, {gamma:g}'
+    _check_number('bounds', low, lambda v: 0 <= v <= gamma, needs_low)
+    _check_number('bounds', high, lambda v: gamma <= v < math.inf, needs_high)
+    return gamma.to(at_least_float32(gamma))
+
+# %% ../nbs/03_adaptive.ipynb #e3c2d0bc
+def _make_buffer(loss, gamma):
+    "Give a loss the tensor gamma as its gamma_neg, a buffer: it moves and is saved with the loss"
     if 'gamma_neg' not in loss._buffers: del loss.gamma_neg
-    gamma = gamma.to(at_least_float32(gamma))
     loss.register_buffer('gamma_neg', gamma)
-    return gamma
 
 # %% ../nbs/03_adaptive.ipynb #4d3a85c1
 class AdaptiveGamma(nn.Module):
@@ -96,15 +108,18 @@ class AdaptiveGamma(nn.Module):
     """
     sums:Tensor
 
-    def __init__(self, loss:AsymmetricLossMultiLabel, target_gap:float=.1, rate:float=.05, bounds:tuple[float, float]=(0., 10.),
-            momentum:float=.9):
+    def __init__(
+        self, loss:AsymmetricLossMultiLabel, target_gap:float=.1, rate:float=.05,
+        bounds:tuple[float, float]=(0., 10.), momentum:float=.9,
+    ):
         super().__init__()
-        _need('target_gap', target_gap, lambda v: -1 < v < 1, 'a number above -1 and below 1')
-        _need('rate', rate, lambda v: 0 <= v < math.inf, 'a finite number >= 0')
-        _need('momentum', momentum, lambda v: 0 <= v < 1, 'a number in [0, 1)')
+        _check_number('target_gap', target_gap, lambda v: -1 < v < 1, 'a number above -1 and below 1')
+        _check_number('rate', rate, lambda v: 0 <= v < math.inf, 'a finite number >= 0')
+        _check_number('momentum', momentum, lambda v: 0 <= v < 1, 'a number in [0, 1)')
         if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
             raise ValueError(f'bounds: got {bounds}, needs a lowest and a highest gamma_neg')
-        gamma = _tensor_gamma(loss, *bounds)
+        gamma = _checked_gamma(loss, *bounds)
+        _make_buffer(loss, gamma)
         self.loss = loss
         self.target_gap = target_gap
         self.rate = rate
@@ -132,9 +147,10 @@ class AdaptiveGamma(nn.Module):
         target
             Its labels, as for the loss.
         """
-        sums = _sums(input, target, self.loss.ignore_index)
+        sums = _gap_sums(input, target, self.loss.ignore_index)
         if dist.is_available() and dist.is_initialized(): dist.all_reduce(sums)
         sums = torch.where(sums.isfinite().all(), sums, 0.)    # a nan must not stay in the averages
         self.sums = self.momentum*self.sums.to(sums) + sums
         step = (self.rate*(self.target_gap-self.gap)).nan_to_num(0.)
-        self.loss.gamma_neg.add_(step).clamp_(*self.bounds)
+        gamma = cast(Tensor, self.loss.gamma_neg)              # a buffer since __init__
+        gamma.add_(step).clamp_(*self.bounds)

@@ -8,9 +8,12 @@ __all__ = []
 # %% ../nbs/06_jax.ipynb #2e3b6a4d
 try: import jax
 except ImportError as e: raise ImportError("asl.jax needs JAX: pip install 'asymmetric-loss[jax]'") from e
+from typing import Any, NamedTuple
+
 import numpy as np
 import torch
 from jax import numpy as jnp
+from jax.core import Tracer
 from jax.lax import optimization_barrier as opaque, stop_gradient as const
 from jax.nn import log_sigmoid, logsumexp, one_hot, sigmoid
 
@@ -19,52 +22,105 @@ from .ops.reference import reduce_loss, split_logit_of_number
 from .posterior import check_link, check_logits
 
 # %% ../nbs/06_jax.ipynb #e2ec146a
-def _as(value, path): return const(value) + (path-const(path))
-def _log1mexp(x): return jnp.where(x < 1, jnp.log(-jnp.expm1(-x)), jnp.log1p(-jnp.exp(-jnp.maximum(x, .5))))
+def _value_and_path(value, path):
+    "The first, differentiated as if it were the second"
+    return const(value) + (path-const(path))
 
-def _split(m):
-    if isinstance(m, float): return split_logit_of_number(m, None) if m else (-np.inf, 0.)
-    xp, wide = (jnp, m) if isinstance(m, jax.Array) else (np, m.astype(float))
+def _log1mexp(x):
+    "log(1 - exp(-x)) for x > 0, exact at both ends (Maechler 2012)"
+    return jnp.where(x < 1, jnp.log(-jnp.expm1(-x)), jnp.log1p(-jnp.exp(-jnp.maximum(x, .5))))
+
+def _split_margin(clip):
+    "The logit of the margin in two floats: rounded, and what rounding has left out; a number, or an array per class"
+    if isinstance(clip, float): return split_logit_of_number(clip, None) if clip else (-np.inf, 0.)
+    traced = isinstance(clip, jax.Array)
+    xp = jnp if traced else np
+    wide = clip if traced else clip.astype(float)
     with np.errstate(all='ignore'):
-        z = xp.log(wide) - xp.log1p(-wide)
-        return (hi := z.astype(m.dtype)), xp.where(m > 0, z-hi, 0.).astype(m.dtype)
+        logit = xp.log(wide) - xp.log1p(-wide)
+        high = logit.astype(clip.dtype)
+        low = xp.where(clip > 0, logit-high, 0.).astype(clip.dtype)
+    return high, low
 
 # %% ../nbs/06_jax.ipynb #7c9559e9
-def _sides(z, m):
-    "x, log(x) and -log(1-x) of a positive, x = 1-p, and of a negative, x = p_m; and where p_m is zero"
-    p, q, log_p, log_q = sigmoid(z), sigmoid(-z), log_sigmoid(z), log_sigmoid(-z)
-    hi, lo = opaque(_split(m))                                 # or jit makes z-(hi+lo) of (z-hi)-lo
-    easy = (d := (z-hi)-lo) <= 0
-    d = jnp.where(easy, 1., d)                                 # any positive number: its result is not used
-    p_m = p*(1-m)*-jnp.expm1(-d)
-    qm = jnp.where(m > 0, jnp.maximum(q+m, jnp.finfo(z.dtype).tiny), 1.)
-    log_qm = jnp.log(_as(qm, jnp.where(z > 0, q, -p) + m))
-    log_1m = jnp.where(m > 0, _as(jnp.where(p_m < .5, jnp.log1p(-p_m), log_qm), log_qm), log_q)
-    return (q, log_q, -log_p), (p_m, _log1mexp(d)+log_p+jnp.log1p(-m), -log_1m), easy
+class Side(NamedTuple):
+    "What one term of the loss is computed from, the shape of the logits"
+    x: jax.Array
+    log_x: jax.Array
+    loss: jax.Array            # -log(1-x)
+
+def _log_1m(p_m, p, q, log_q, z, clip):
+    "log(1-p_m), and its derivative -p*q/(q+m)"
+    q_plus_m = jnp.where(clip > 0, jnp.maximum(q+clip, jnp.finfo(z.dtype).tiny), 1.)
+    log_q_plus_m = jnp.log(_value_and_path(q_plus_m, jnp.where(z > 0, q, -p) + clip))
+    value = jnp.where(p_m < .5, jnp.log1p(-p_m), log_q_plus_m)
+    return jnp.where(clip > 0, _value_and_path(value, log_q_plus_m), log_q)
+
+def _sides_of(z, clip):
+    "The positive and the negative side of logits (..., C), and where p_m is zero"
+    p = sigmoid(z)
+    q = sigmoid(-z)
+    log_p = log_sigmoid(z)
+    log_q = log_sigmoid(-z)
+    high, low = opaque(_split_margin(clip))                    # or jit makes z-(high+low) of (z-high)-low
+    above = (z-high)-low
+    easy = above <= 0
+    above = jnp.where(easy, 1., above)                         # any positive number: its result is not used
+    p_m = p*(1-clip)*-jnp.expm1(-above)
+    log_1m = _log_1m(p_m, p, q, log_q, z, clip)
+    positive = Side(q, log_q, -log_p)
+    negative = Side(p_m, _log1mexp(above)+log_p+jnp.log1p(-clip), -log_1m)
+    return positive, negative, easy
 
 # %% ../nbs/06_jax.ipynb #4ae14ff7
-def _term(x, log_x, l, gamma, detach): return const(x)**gamma*(1. if detach else jnp.exp(gamma*_as(0., log_x)))*l
+def _term(side, gamma, detach):
+    "The loss of one side, x**gamma * -log(1-x), elementwise"
+    focus = const(side.x)**gamma
+    if not detach: focus = focus*jnp.exp(gamma*_value_and_path(0., side.log_x))
+    return focus*side.loss
 
-def _log_pull(x, log_x, l, gamma, detach):
-    half = jnp.maximum(l, 1e-30)/2
-    return gamma*log_x + l + (0. if detach else jnp.log1p(gamma*(half/jnp.tanh(half)-half)))
+def _log_gradient(side, gamma, detach):
+    "The logarithm of the gradient of one side, but for the p*q that both have"
+    half = jnp.maximum(side.loss, 1e-30)/2
+    log_gradient = gamma*side.log_x + side.loss
+    if detach: return log_gradient
+    return log_gradient + jnp.log1p(gamma*(half/jnp.tanh(half)-half))
 
 # %% ../nbs/06_jax.ipynb #15c754ae
-def _seen(x):
-    if not isinstance(x, (jax.Array, np.ndarray)): return x
-    return torch.empty(x.shape, dtype=getattr(torch, x.dtype.name), device='meta')
+def _without_values(value) -> Any:
+    "What a check can see of an array: a tensor of its shape and type without memory; all else as it is"
+    if not isinstance(value, (jax.Array, np.ndarray)): return value
+    return torch.empty(value.shape, dtype=getattr(torch, value.dtype.name), device='meta')
 
-def _settings(z, dim=-1, **given):
-    "Numbers; arrays as they broadcast against dim of z, nan where a value is refused"
-    for name, v in given.items():
-        s, fits = check_setting(name, _seen(v), _seen(z), torch.float32, dim), RANGES.get(name, (0, lambda v: v == v))[1]
-        xp = jnp if isinstance(v, jax.core.Tracer) else np     # what is known stays known under jit
-        if isinstance(s, torch.Tensor): s = xp.where(fits(v := xp.asarray(v).astype(z.dtype)), v, np.nan).reshape(s.shape)
-        yield s if isinstance(s, (jax.Array, np.ndarray)) else float(s)
+def _checked_setting(name, value, z, dim):
+    "A number as float; an array as it broadcasts against the classes in dim of z, nan where a value is out of range"
+    checked = check_setting(name, _without_values(value), _without_values(z), torch.float32, dim)
+    if not isinstance(checked, torch.Tensor): return float(checked)
+    xp = jnp if isinstance(value, Tracer) else np              # what is known stays known under jit
+    array = xp.asarray(value).astype(z.dtype)
+    if name in RANGES:
+        _, fits = RANGES[name]
+        array = xp.where(fits(array), array, np.nan)
+    return array.reshape(checked.shape)
+
+def _checked_settings(given, z, dim=-1):
+    "The settings of a dict in its order, each by `_checked_setting`"
+    return [_checked_setting(name, value, z, dim) for name, value in given.items()]
+
+# %% ../nbs/06_jax.ipynb #7fb9c5e6
+def _known_labels(target, dtype, smoothing, ignore_index):
+    "Labels after smoothing, nan where they are not in [0, 1], and which of them count; the shape of target"
+    y = target.astype(dtype)
+    known = jnp.logical_or(target.dtype == bool, y != ignore_index)
+    valid = (y >= 0) & (y <= 1)
+    smoothed = jnp.where(valid, y*(1-smoothing) + smoothing/2, jnp.nan)
+    return jnp.where(known, smoothed, 0.), known
 
 # %% ../nbs/06_jax.ipynb #19a414c9
-def asymmetric_loss_multi_label(input, target, gamma_neg=4., gamma_pos=1., clip=0.05, *, disable_torch_grad_focal_loss=False,
-        smoothing=0., weight=None, pos_weight=None, ignore_index=-100, reduction='sum'):
+def asymmetric_loss_multi_label(
+    input, target, gamma_neg=4., gamma_pos=1., clip=0.05, *, disable_torch_grad_focal_loss=False, smoothing=0.,
+    weight=None, pos_weight=None, ignore_index=-100, reduction='sum',
+):
     """Asymmetric loss of C independent labels, a pure function of arrays.
 
     Parameters
@@ -81,30 +137,36 @@ def asymmetric_loss_multi_label(input, target, gamma_neg=4., gamma_pos=1., clip=
     jax.Array
         A scalar; for `reduction='none'` the shape of `input`. nan where a value is refused: under jit nobody can raise.
     """
-    check_arguments(_seen(input), _seen(target), reduction)
-    z, y, detach = input+jnp.float32(0), jnp.asarray(target), disable_torch_grad_focal_loss
-    gamma_neg, gamma_pos, clip, s, weight, pos_weight = _settings(z, gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip,
-        smoothing=smoothing, weight=weight, pos_weight=pos_weight)
-    known = (y.dtype == bool) | ((y := y.astype(z.dtype)) != ignore_index)
-    y = jnp.where(known, jnp.where((y >= 0) & (y <= 1), y*(1-s) + s/2, jnp.nan), 0.)
-    pos, neg, easy = _sides(jnp.where(known, z, 0.), clip)
-    neg = jnp.where(easy, 0., _term(*neg, gamma_neg, detach))
-    loss = weight*(pos_weight*y*_term(*pos, gamma_pos, detach) + (1-y)*neg)
+    check_arguments(_without_values(input), _without_values(target), reduction)
+    z = input+jnp.float32(0)
+    given = dict(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, smoothing=smoothing, weight=weight,
+        pos_weight=pos_weight)
+    gamma_neg, gamma_pos, clip, smoothing, weight, pos_weight = _checked_settings(given, z)
+    y, known = _known_labels(jnp.asarray(target), z.dtype, smoothing, ignore_index)
+    positive, negative, easy = _sides_of(jnp.where(known, z, 0.), clip)
+    negative_term = jnp.where(easy, 0., _term(negative, gamma_neg, disable_torch_grad_focal_loss))
+    loss = weight*(pos_weight*y*_term(positive, gamma_pos, disable_torch_grad_focal_loss) + (1-y)*negative_term)
     return reduce_loss(jnp.where(known, loss, 0.), reduction, known.sum())
 
 # %% ../nbs/06_jax.ipynb #209e9b1c
-def _log_softmax(z, of):
-    "log p over dim 1, and log(1-p) of a target"
+def _is_class(index, C):
+    "Whether an entry is of the class in index, (N, ...); gives (N, C, ...)"
+    return one_hot(index, C, axis=1, dtype=bool)
+
+def _log_softmax(z):
+    "log p of logits (N, C, ...), and log(1-p) as a target needs it"
     z = z - const(z.max(1, keepdims=True))
-    top = of(z.argmax(1))
-    z_k = jnp.where(top, z, 0.).sum(1, keepdims=True)
+    top = _is_class(z.argmax(1), z.shape[1])
+    z_top = jnp.where(top, z, 0.).sum(1, keepdims=True)
     rest = logsumexp(jnp.where(top, jnp.finfo(z.dtype).min/4, z), 1, keepdims=True)
-    log_p = jnp.where(top, log_sigmoid(z_k-rest), z-z_k+log_sigmoid(z_k-rest))
-    return log_p, jnp.where(top, log_sigmoid(rest-z_k), jnp.log1p(-jnp.exp(jnp.where(top, -1., log_p))))
+    log_p = jnp.where(top, log_sigmoid(z_top-rest), z-z_top+log_sigmoid(z_top-rest))
+    log_1m = jnp.where(top, log_sigmoid(rest-z_top), jnp.log1p(-jnp.exp(jnp.where(top, -1., log_p))))
+    return log_p, log_1m
 
 # %% ../nbs/06_jax.ipynb #5b204f67
-def asymmetric_loss_single_label(input, target, gamma_pos=1., gamma_neg=4., eps=0.1, *, weight=None, ignore_index=-100,
-        reduction='mean'):
+def asymmetric_loss_single_label(
+    input, target, gamma_pos=1., gamma_neg=4., eps=0.1, *, weight=None, ignore_index=-100, reduction='mean',
+):
     """Asymmetric loss of one label among C, a pure function of arrays.
 
     Parameters
@@ -119,24 +181,30 @@ def asymmetric_loss_single_label(input, target, gamma_pos=1., gamma_neg=4., eps=
     Returns
     -------
     jax.Array
-        A scalar; for `reduction='none'` the shape of `target`. nan where a value is refused: under jit nobody can raise.
+        A scalar; for `reduction='none'` the shape of `target`. nan where a value is refused: under jit nobody can
+        raise.
     """
-    check_arguments(_seen(input), _seen(target), reduction, single=True)
-    known_classes(_seen(target), input.shape[1], ignore_index)
-    z, target, C = input+jnp.float32(0), jnp.asarray(target).astype(int), input.shape[1]
-    gamma_pos, gamma_neg, eps, weight = _settings(z, 1-z.ndim, gamma_pos=gamma_pos, gamma_neg=gamma_neg, eps=eps, weight=weight)
-    known, of = target != ignore_index, lambda k: one_hot(k, C, axis=1, dtype=bool)
-    log_p, log_1m = _log_softmax(jnp.where(known[:, None], z, 0.), of)
-    t = of(target)
-    log_p = jnp.where(t | (eps > 0), log_p, 0.)                # -inf must not meet a 0
-    share = weight*(t*(1-eps) + eps/C)
-    loss = (share*jnp.exp(jnp.where(t, gamma_pos*log_1m, gamma_neg*log_p))*-log_p).sum(1)
-    loss = jnp.where(known, jnp.where(t.any(1), loss, jnp.nan), 0.)
-    return reduce_loss(loss, reduction, jnp.where(known, (t*weight).sum(1), 0.).sum())
+    check_arguments(_without_values(input), _without_values(target), reduction, single=True)
+    C = input.shape[1]
+    known_classes(_without_values(target), C, ignore_index)
+    z = input+jnp.float32(0)
+    index = jnp.asarray(target).astype(int)
+    given = dict(gamma_pos=gamma_pos, gamma_neg=gamma_neg, eps=eps, weight=weight)
+    gamma_pos, gamma_neg, eps, weight = _checked_settings(given, z, 1-z.ndim)
+    known = index != ignore_index
+    log_p, log_1m = _log_softmax(jnp.where(known[:, None], z, 0.))
+    is_target = _is_class(index, C)
+    log_p = jnp.where(is_target | (eps > 0), log_p, 0.)        # -inf must not meet a 0
+    share = weight*(is_target*(1-eps) + eps/C)
+    focus = jnp.exp(jnp.where(is_target, gamma_pos*log_1m, gamma_neg*log_p))
+    loss = (share*focus*-log_p).sum(1)
+    loss = jnp.where(known, jnp.where(is_target.any(1), loss, jnp.nan), 0.)
+    return reduce_loss(loss, reduction, jnp.where(known, (is_target*weight).sum(1), 0.).sum())
 
 # %% ../nbs/06_jax.ipynb #d2323870
-def posterior(input, gamma_neg=4., gamma_pos=1., clip=0.05, *, disable_torch_grad_focal_loss=False, smoothing=0.,
-        pos_weight=None):
+def posterior(
+    input, gamma_neg=4., gamma_pos=1., clip=0.05, *, disable_torch_grad_focal_loss=False, smoothing=0., pos_weight=None,
+):
     """The probability of each label that a model trained with `asymmetric_loss_multi_label` means by its logits.
 
     Parameters
@@ -152,9 +220,13 @@ def posterior(input, gamma_neg=4., gamma_pos=1., clip=0.05, *, disable_torch_gra
         Probabilities in [0, 1], the shape of `input`.
     """
     given = dict(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, smoothing=smoothing, pos_weight=pos_weight)
-    check_link(check_logits(_seen(input)), torch.float32, **{k: _seen(v) for k, v in given.items()})
-    gamma_neg, gamma_pos, clip, s, pos_weight = _settings(jnp.atleast_1d(z := input+jnp.float32(0)), **given)
-    (pos, neg, easy), detach = _sides(z, clip), disable_torch_grad_focal_loss
-    log_w = jnp.log(jnp.where(pos_weight > 0, pos_weight, jnp.nan))
-    log_odds = _log_pull(*neg, gamma_neg, detach) - _log_pull(*pos, gamma_pos, detach) - log_w
-    return ((sigmoid(jnp.where(easy, -jnp.inf, log_odds)) - s/2)/(1-s)).clip(0, 1)
+    seen = {name: _without_values(value) for name, value in given.items()}
+    check_link(check_logits(_without_values(input)), torch.float32, **seen)
+    z = input+jnp.float32(0)
+    gamma_neg, gamma_pos, clip, smoothing, pos_weight = _checked_settings(given, jnp.atleast_1d(z))
+    positive, negative, easy = _sides_of(z, clip)
+    log_weight = jnp.log(jnp.where(pos_weight > 0, pos_weight, jnp.nan))
+    log_odds = (_log_gradient(negative, gamma_neg, disable_torch_grad_focal_loss)
+        - _log_gradient(positive, gamma_pos, disable_torch_grad_focal_loss) - log_weight)
+    smoothed = sigmoid(jnp.where(easy, -jnp.inf, log_odds))
+    return ((smoothed - smoothing/2)/(1-smoothing)).clip(0, 1)

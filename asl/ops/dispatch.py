@@ -12,54 +12,64 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
-from .checks import at_least_float32, known_classes, plain_tensor
+from .checks import plain_tensor
 from .common import Settings, double_backward
 from .multi_label import OnePass, compiled_loss
-from .reference import multi_label_reference, reduce_loss, single_label_reference
-from .single_label import CompiledRows, RowByRow, of_classes
+from .reference import multi_label_reference, single_label_reference
+from .single_label import RowByRow, SingleLabelSettings, compiled_single_label_loss
 from .torch_private import forward_mode_active, functorch_active
 
 # %% ../../nbs/28_ops.dispatch.ipynb #15e8684d
 @lru_cache
-def _installed(package): return find_spec(package) is not None
+def _installed(package):
+    "Whether a package can be imported; looked up once"
+    return find_spec(package) is not None
 
-def backend(input, target, settings):
+def _needs_reference(input, settings):
+    "Whether only plain operations do: for derivatives that the fast ways lack, and for batches without entries"
+    if input.numel() == 0: return True
+    if any(isinstance(value, Tensor) and value.requires_grad for value in settings): return True
+    return functorch_active() or forward_mode_active()
+
+def backend(input:Tensor, target:Tensor, settings) -> str:
     "What computes the loss here: 'plain' operations, the 'compiler', 'cpu' or 'triton'"
-    if (input.numel() == 0 or any(isinstance(v, Tensor) and v.requires_grad for v in settings)
-        or functorch_active() or forward_mode_active()): return 'plain'
+    if _needs_reference(input, settings): return 'plain'
     if torch.compiler.is_compiling(): return 'compiler'
-    if torch.jit.is_tracing() or not all(type(o) in (Tensor, nn.Parameter) for o in (input, target)): return 'plain'
+    if torch.jit.is_tracing(): return 'plain'   # pyright: ignore[reportPrivateImportUsage]  # public, but not listed there
+    ordinary = all(type(tensor) in (Tensor, nn.Parameter) for tensor in (input, target))
+    if not ordinary: return 'plain'
+    if input.device.type == 'cpu': return 'cpu'
     if input.is_cuda and input.dtype != torch.float64 and _installed('triton'): return 'triton'
-    return 'cpu' if input.device.type == 'cpu' else 'plain'
+    return 'plain'
 
 # %% ../../nbs/28_ops.dispatch.ipynb #b11a660d
-def multi_label_loss(input, target, settings, ignore_index, reduction):
+def multi_label_loss(input:Tensor, target:Tensor, settings, ignore_index:int, reduction:str) -> Tensor:
     "The loss by the fastest way that is right here; arguments as `asymmetric_loss_multi_label` has checked them"
-    s = Settings(*settings)
-    args, bare = (s, ignore_index, reduction), (plain_tensor(input), plain_tensor(target))
-    way = backend(*bare, s)
-    if way == 'plain': return multi_label_reference(*bare, *args)
-    if way == 'compiler': return compiled_loss(*bare, *args)
-    if way == 'triton':
+    settings = Settings(*settings)
+    tensors = plain_tensor(input), plain_tensor(target)
+    args = settings, ignore_index, reduction
+    chosen = backend(*tensors, settings)
+    if chosen == 'plain': return multi_label_reference(*tensors, *args)
+    if chosen == 'compiler': return compiled_loss(*tensors, *args)
+    if chosen == 'triton':
         from asl.ops.gpu import multi_label                      # here, because triton is not installed everywhere
-        return multi_label(*bare, *args)
-    need = torch.is_grad_enabled() and input.requires_grad
-    return OnePass.apply(*bare, *args, need, double_backward(multi_label_reference, input, target, *args) if need else None)
+        return multi_label(*tensors, *args)
+    needs_grad = torch.is_grad_enabled() and input.requires_grad
+    second = double_backward(multi_label_reference, input, target, *args) if needs_grad else None
+    return OnePass.apply(*tensors, *args, needs_grad, second)
 
 # %% ../../nbs/28_ops.dispatch.ipynb #1422dee6
-def single_label_loss(input, target, settings, ignore_index, reduction):
+def single_label_loss(input:Tensor, target:Tensor, settings, ignore_index:int, reduction:str) -> Tensor:
     "The loss by the fastest way that is right here; arguments as `asymmetric_loss_single_label` has checked them"
-    args, (z, t) = (settings, ignore_index, reduction), (plain_tensor(input), plain_tensor(target))
-    way = backend(z, t, settings)
-    if way == 'plain': return single_label_reference(z, t, *args)
-    if way == 'compiler':
-        t, known = known_classes(t.unsqueeze(1), z.shape[1], ignore_index)
-        t = t.clamp(0, z.shape[1]-1)                              # so that it is known_classes which complains
-        count = torch.where(known, of_classes(settings[3], t), 0.).sum() if reduction == 'mean' else None
-        loss = reduce_loss(CompiledRows.apply(z, t, known, *settings).squeeze(1), reduction, count)
-        return loss.to(at_least_float32(z))
-    if way == 'triton':
-        from asl.ops.gpu import single_label                        # here, because triton is not installed everywhere
-        return single_label(z, t, *args)
-    need = torch.is_grad_enabled() and z.requires_grad
-    return RowByRow.apply(z, t, *args, need, double_backward(single_label_reference, input, target, *args) if need else None)
+    settings = SingleLabelSettings(*settings)
+    tensors = plain_tensor(input), plain_tensor(target)
+    args = settings, ignore_index, reduction
+    chosen = backend(*tensors, settings)
+    if chosen == 'plain': return single_label_reference(*tensors, *args)
+    if chosen == 'compiler': return compiled_single_label_loss(*tensors, *args)
+    if chosen == 'triton':
+        from asl.ops.gpu import single_label                     # here, because triton is not installed everywhere
+        return single_label(*tensors, *args)
+    needs_grad = torch.is_grad_enabled() and input.requires_grad
+    second = double_backward(single_label_reference, input, target, *args) if needs_grad else None
+    return RowByRow.apply(*tensors, *args, needs_grad, second)

@@ -7,6 +7,8 @@ __all__ = []
 
 # %% ../../nbs/25_ops.single_label.ipynb #664bb2b3
 import math
+from itertools import product
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -14,231 +16,437 @@ from torch.autograd import Function
 
 from .checks import at_least_float32, known_classes
 from .common import needs_double_backward, power
+from .reference import reduce_loss
 from .torch_private import backward_keeps_graph
 
 # %% ../../nbs/25_ops.single_label.ipynb #651e1e62
-_block, _small = 2**19, 2**14                                    # entries that fit into the cache; too few to matter
+BLOCK_ENTRIES = 2**19                          # logits of a block; they fit into the cache
+SMALL = 2**14                                  # with fewer logits only the number of operations counts
+LOWEST_MAXIMUM = -18                           # from here on exp(z) has all its digits where p > 1e-30
+HIGHEST_MAXIMUM = 30                           # up to here no sum of exp(z) overflows
+LOG_HALF = math.log(.5)                        # only one class of a row can be above it
+ALMOST_ZERO = -1e-4                            # up to this log p, float64 leaves 1-p at least 12 digits
 
-def _whole_number(g): return not isinstance(g, Tensor) and g == int(g) and g <= 8
+class SingleLabelSettings(NamedTuple):
+    "What the loss is made with, as `asymmetric_loss_single_label` has checked it; tensors hold one value a class"
+    gamma_pos: float|Tensor
+    gamma_neg: float|Tensor
+    eps: float
+    weight: float|Tensor
 
-def of_classes(v, t):
-    "A setting, of the classes t"
-    return v.reshape(-1)[t] if isinstance(v, Tensor) and v.ndim else v
+def of_classes(value, index):
+    "Of a setting, the values of the classes in index; one number is the same for all"
+    return value.reshape(-1)[index] if isinstance(value, Tensor) and value.ndim else value
 
-def _softmax(z, t, gamma_neg, out):
-    "p, log p, the target's and the largest log p of each row; above `sure` that needs care"
-    quick = z.dtype == torch.float32 and z.numel() > _small and _whole_number(gamma_neg)
-    if quick: m = z.amax(1, keepdim=True)
-    if quick and m.min().item() >= -18 and m.max().item() <= 30:
-        p = torch.exp(z, out=out)
-        log_total = torch.log(p.sum(1, keepdim=True).double())
-        log_t, log_top = z.gather(1, t)-log_total, m-log_total
-        hi = log_total.float()
-        l = (z-hi).sub_((log_total-hi).float())
-        return p.mul_(torch.exp(-log_total).float()), l, log_t, log_top, math.log(.5)
-    a = z.double()
-    a = a-a.amax(1, keepdim=True)
-    p = torch.exp(a)
+def _whole_number(gamma):
+    "Whether powers of p are taken by multiplication"
+    return not isinstance(gamma, Tensor) and gamma == int(gamma) and gamma <= 8
+
+# %% ../../nbs/25_ops.single_label.ipynb #ed800138
+class Softmax(NamedTuple):
+    "The softmax of rows; p and log p are (N, C, D), the others (N, 1, D) in float64"
+    p: Tensor
+    log_p: Tensor
+    log_p_target: Tensor
+    log_p_top: Tensor          # of the largest class
+    certain_from: float        # where log p is above, 1-p has to be taken from the sum of the other classes
+
+def _softmax_in_float32(logits, index, largest, out):
+    "Softmax of logits whose largest are moderate, in out if given"
+    p = torch.exp(logits, out=out)
+    log_total = torch.log(p.sum(1, keepdim=True).double())
+    log_p_target = logits.gather(1, index)-log_total
+    log_p_top = largest-log_total
+    high = log_total.float()
+    log_p = (logits-high).sub_((log_total-high).float())
+    return Softmax(p.mul_(torch.exp(-log_total).float()), log_p, log_p_target, log_p_top, LOG_HALF)
+
+def _softmax_in_float64(logits, index):
+    "Softmax of any logits"
+    shifted = logits.double()
+    shifted = shifted-shifted.amax(1, keepdim=True)
+    p = torch.exp(shifted)
     total = p.sum(1, keepdim=True)
-    l = a.sub_(log_total := torch.log(total))
-    return p.div_(total), l, l.gather(1, t), -log_total, math.log(.5) if z.dtype == torch.float64 else -1e-4
+    log_total = torch.log(total)
+    log_p = shifted.sub_(log_total)
+    certain_from = LOG_HALF if logits.dtype == torch.float64 else ALMOST_ZERO
+    return Softmax(p.div_(total), log_p, log_p.gather(1, index), -log_total, certain_from)
+
+# %% ../../nbs/25_ops.single_label.ipynb #ba275886
+def _softmax(logits, index, gamma_neg, out):
+    "Softmax by the fastest way that is exact for these logits and this power"
+    if logits.dtype == torch.float32 and logits.numel() > SMALL and _whole_number(gamma_neg):
+        largest = logits.amax(1, keepdim=True)
+        moderate = largest.min().item() >= LOWEST_MAXIMUM and largest.max().item() <= HIGHEST_MAXIMUM
+        if moderate: return _softmax_in_float32(logits, index, largest, out)
+    return _softmax_in_float64(logits, index)
 
 # %% ../../nbs/25_ops.single_label.ipynb #103b3170
-def _focus(p, log_p, g):
-    "p**g, maybe p itself"
-    if not _whole_number(g): return torch.exp(g*log_p)
-    return power(p, g) if g else torch.ones_like(p)
+class Target(NamedTuple):
+    "The target of each row, (N, 1, D); probabilities in float64"
+    index: Tensor
+    log_p: Tensor
+    p: Tensor
+    q: Tensor                  # 1-p, exact also where p rounds to 1
 
-def _target(log_t, p_t, q_t, g, w, sure=True):
-    "Minus the loss of the target, A and q*A of Eq. (3)"
-    number = not isinstance(g, Tensor)
-    f = w*(q_t if number and g == 1 else q_t**g)
-    qA = f*(torch.addcmul(q_t, p_t, log_t, value=-g) if number else q_t-g*(p_t*log_t))
-    return f*log_t, torch.where(q_t > 0, qA/q_t, f*(1+g)) if sure else qA/q_t, qA
+class TargetTerm(NamedTuple):
+    "What the target adds to its row, (N, 1, D)"
+    minus_loss: Tensor
+    A: Tensor                  # of Eq. (3)
+    qA: Tensor
 
-def _others(p, l, t, k, gamma_neg, v):
-    "Minus the loss, and A of Eq. (2), zero at t and k; without v if that is a number; l is overwritten"
-    h = _focus(p, l, gamma_neg)
-    if h is p: h = p.clone()
-    for o in (t,) if k is None else (t, k): h.scatter_(1, o, 0.)
-    if isinstance(v, Tensor): h.mul_(v.to(h.dtype))
-    hl = l.mul_(h)
-    loss = hl.sum(1, keepdim=True).double()
-    return loss, torch.add(h, hl, alpha=gamma_neg, out=hl) if not isinstance(gamma_neg, Tensor) else hl.mul_(gamma_neg).add_(h)
+def _target_term(target, gamma, share, q_may_be_zero=True):
+    "Loss and gradient of the target, Eq. (3); gamma and share of the target's class: numbers, or (N, 1, D)"
+    _, log_p, p, q = target
+    if isinstance(gamma, Tensor):
+        focus = share*q**gamma
+        qA = focus*(q-gamma*(p*log_p))
+    else:
+        focus = share*(q if gamma == 1 else q**gamma)
+        qA = focus*torch.addcmul(q, p, log_p, value=-gamma)
+    A = qA/q
+    if q_may_be_zero: A = torch.where(q > 0, A, focus*(1+gamma))
+    return TargetTerm(focus*log_p, A, qA)
+
+# %% ../../nbs/25_ops.single_label.ipynb #d62c0d1c
+class Others(NamedTuple):
+    "What classes other than the target add where labels are smoothed; without the certain class of `Top`"
+    minus_loss: Tensor         # (N, 1, D)
+    A: Tensor                  # of Eq. (2), zero at the target; without the factor, (N, C, D)
+    factor: float              # eps/C*weight if that is one number: it is multiplied in last
+    sum_A: Tensor|float        # with the factor, (N, 1, D)
+
+def _focus(p, log_p, gamma) -> Tensor:
+    "p**gamma; for gamma=1 it is p itself"
+    if not _whole_number(gamma): return torch.exp(gamma*log_p)
+    return cast(Tensor, power(p, gamma)) if gamma else torch.ones_like(p)
+
+def _other_classes(softmax, index, top, gamma_neg, share, needs_grad):
+    "Eq. (2), zero at the classes index and top (None: none is certain); share is eps/C*weight; overwrites log_p"
+    focus = _focus(softmax.p, softmax.log_p, gamma_neg)
+    if focus is softmax.p: focus = focus.clone()
+    focus.scatter_(1, index, 0.)
+    if top is not None: focus.scatter_(1, top, 0.)
+    factor = 1. if isinstance(share, Tensor) else share
+    if isinstance(share, Tensor): focus.mul_(share.to(focus.dtype))
+    terms = softmax.log_p.mul_(focus)
+    minus_loss = factor*terms.sum(1, keepdim=True).double()
+    if isinstance(gamma_neg, Tensor): A = terms.mul_(gamma_neg).add_(focus)
+    else: A = torch.add(focus, terms, alpha=gamma_neg, out=terms)
+    sum_A = factor*A.sum(1, keepdim=True).double() if needs_grad else 0.
+    return Others(minus_loss, A, factor, sum_A)
 
 # %% ../../nbs/25_ops.single_label.ipynb #08520d20
-def _largest(z, p, t, p_t, sure):
-    "Where a class other than the target is sure, the sure class k, its log p and q, from the others' sum"
-    other = sure & (p_t < .5)
-    k = t.masked_scatter(other, z.movedim(1, -1)[other.squeeze(1)].argmax(-1)) if other.any() else t
-    p_k = p.gather(1, k).double()
-    rest = p.scatter(1, k, 0.).sum(1, keepdim=True).double()/p_k
-    rest = torch.where(sure, rest, 1.)
-    return other, k, -torch.log1p(rest), rest/(1+rest)
+class Top(NamedTuple):
+    "The class of each row that may be certain, (N, 1, D); log p and q in float64 from the sum of the others"
+    index: Tensor              # the target's, unless another class is certain
+    is_other: Tensor           # whether another class is certain
+    log_p: Tensor
+    q: Tensor
+
+def _certain_class(logits, p, target, certain):
+    "Where a row has a certain class, which it is"
+    is_other = certain & (target.p < .5)
+    index = target.index
+    if is_other.any():
+        rows = logits.movedim(1, -1)[is_other.squeeze(1)]
+        index = index.masked_scatter(is_other, rows.argmax(-1))
+    p_top = p.gather(1, index).double()
+    odds = p.scatter(1, index, 0.).sum(1, keepdim=True).double()/p_top
+    odds = torch.where(certain, odds, 1.)                      # elsewhere any number: it is not used
+    return Top(index, is_other, -torch.log1p(odds), odds/(1+odds))
+
+def _target_and_top(logits, index, softmax):
+    "The target of each row, and its certain class; None for the latter where no row has one"
+    p = torch.exp(softmax.log_p_target)
+    target = Target(index, softmax.log_p_target, p, 1-p)
+    if softmax.log_p_top.max().item() <= softmax.certain_from: return target, None      # false for nan
+    certain = softmax.log_p_top > softmax.certain_from
+    top = _certain_class(logits, softmax.p, target, certain)
+    is_target = certain & ~top.is_other
+    log_p = torch.where(is_target, top.log_p, target.log_p)
+    return Target(index, log_p, torch.where(is_target, 1-top.q, p), torch.where(is_target, top.q, target.q)), top
+
+# %% ../../nbs/25_ops.single_label.ipynb #da420134
+def _top_term(top, gamma_neg, share):
+    "Minus the loss, and A of Eq. (2), of a certain class that is not the target, (N, 1, D); zero elsewhere"
+    gamma = of_classes(gamma_neg, top.index)
+    focus = torch.where(top.is_other, of_classes(share, top.index)*torch.exp(gamma*top.log_p), 0.)
+    return focus*top.log_p, focus*(1+gamma*top.log_p)
+
+def _gradient_of_rows(p, target, target_term, top, top_A, others, scale):
+    "Eq. (1), and Eq. (4) at the target and at a certain class, times scale; (N, C, D), overwrites p"
+    sum_others = 0. if others is None else others.sum_A
+    total = sum_others if top is None else sum_others+top_A
+    gradient = p.mul_(((target_term.A+total)*scale).to(p.dtype))
+    if others is not None: gradient.sub_(others.A, alpha=scale*others.factor)
+    if top is not None:
+        at_top = scale*((1-top.q)*(target_term.A+sum_others) - top.q*top_A)
+        gradient.scatter_(1, top.index, at_top.to(p.dtype))
+    at_target = scale*(target.p*total - target_term.qA)
+    return gradient.scatter_(1, target.index, at_target.to(p.dtype))
 
 # %% ../../nbs/25_ops.single_label.ipynb #74e09652
-def _rows(z, t, s, scale, need, out=None):
-    "Loss of each row; its gradient, times scale, into out if given"
-    (gamma_pos, gamma_neg, eps, weight), C = s, z.shape[1]
-    p, l, log_t, log_top, sure = _softmax(z, t, gamma_neg, out)
-    p_t, k, v = torch.exp(log_t), None, eps/C*weight
-    q_t, S, A, A_k, f_v = 1-p_t, 0., None, 0., 1. if isinstance(v, Tensor) else v
-    if not log_top.max().item() <= sure:                          # not: nan is taken care of, too
-        sure = log_top > sure
-        other, k, log_k, q_k = _largest(z, p, t, p_t, sure)
-        mine = sure & ~other
-        log_t, p_t, q_t = (torch.where(mine, *o) for o in ((log_k, log_t), (1-q_k, p_t), (q_k, q_t)))
-    L, A_t, qA_t = _target(log_t, p_t, q_t, of_classes(gamma_pos, t), (1-eps+eps/C)*of_classes(weight, t), k is not None)
+def _loss_and_gradient_of_rows(logits, index, settings, scale, needs_grad, out=None):
+    "Loss of each row, (N, 1, D), and its gradient times scale, (N, C, D), in out if given; index of targets, (N, 1, D)"
+    gamma_pos, gamma_neg, eps, weight = settings
+    C = logits.shape[1]
+    softmax = _softmax(logits, index, gamma_neg, out)
+    target, top = _target_and_top(logits, index, softmax)
+    target_share = (1-eps+eps/C)*of_classes(weight, index)
+    target_term = _target_term(target, of_classes(gamma_pos, index), target_share, q_may_be_zero=top is not None)
+    minus_loss = target_term.minus_loss
+    others = None
+    top_A = 0.
     if eps:
-        loss, A = _others(p, l, t, k, gamma_neg, v)
-        L, S = L+f_v*loss, f_v*A.sum(1, keepdim=True).double() if need else 0.
-        if k is not None:
-            g = of_classes(gamma_neg, k)
-            f = torch.where(other, of_classes(v, k)*torch.exp(g*log_k), 0.)
-            L, A_k = L+f*log_k, f*(1+g*log_k)
-    if not need: return -L, None
-    total = S if k is None else S+A_k
-    G = p.mul_(((A_t+total)*scale).to(p.dtype))                     # Eq. (1), and Eq. (4) for k and t
-    if eps: G.sub_(A, alpha=scale*f_v)
-    if k is not None: G.scatter_(1, k, (scale*((1-q_k)*(A_t+S) - q_k*A_k)).to(p.dtype))
-    G.scatter_(1, t, (scale*(p_t*total - qA_t)).to(p.dtype))
-    return -L, G if G is out or out is None else out.copy_(G)
+        share = eps/C*weight
+        others = _other_classes(softmax, index, None if top is None else top.index, gamma_neg, share, needs_grad)
+        minus_loss = minus_loss+others.minus_loss
+        if top is not None:
+            minus_top_loss, top_A = _top_term(top, gamma_neg, share)
+            minus_loss = minus_loss+minus_top_loss
+    if not needs_grad: return -minus_loss, None
+    gradient = _gradient_of_rows(softmax.p, target, target_term, top, top_A, others, scale)
+    if out is not None and gradient is not out: gradient = out.copy_(gradient)
+    return -minus_loss, gradient
 
 # %% ../../nbs/25_ops.single_label.ipynb #0ab21684
-def _targets(target, C, ignore_index):
-    "Class indices, and which of them count (None: all)"
-    if not target.is_floating_point() and target.dtype != torch.bool and not 0 <= ignore_index < C:
+def _class_indices(target, C, ignore_index):
+    "Class indices as long, and which of them count (None: all)"
+    integers = not target.is_floating_point() and target.dtype != torch.bool
+    if integers and not 0 <= ignore_index < C:
         low, high = target.aminmax()
         if low.item() >= 0 and high.item() < C: return target.long(), None
     return known_classes(target, C, ignore_index)
 
-def _all_rows(z, t, known, s, scale, need):
-    "Loss of each row, and gradient"
-    (N, C, D), dtype = z.shape, at_least_float32(z)
-    n, d = max(1, _block//(C*D)), max(1, _block//C)
-    if known is None and n >= N and d >= D:
-        L, G = _rows(z.to(dtype), t, s, scale, need)
-        return L, G if G is None else G.to(dtype)
-    L, G = torch.empty(t.shape, dtype=torch.float64), torch.empty_like(z, dtype=dtype) if need else None
-    for i, j in ((i, j) for i in range(0, N, n) for j in range(0, D, d)):
-        at = slice(i, i+n), slice(None), slice(j, j+d)
-        block = z[at].to(dtype)
-        if known is not None: block = torch.where(known[at], block, 0.)       # not even nan gets through
-        L[at] = _rows(block, t[at], s, scale, need, G[at] if need else None)[0]
-    if known is None: return L, G
-    return torch.where(known, L, 0.), G.masked_fill_(~known, 0.) if need else None
+# %% ../../nbs/25_ops.single_label.ipynb #6cbe60a0
+def _loss_and_gradient_in_blocks(logits, index, known, settings, scale, needs_grad):
+    "Loss of each row, (N, 1, D) in float64, and its gradient times scale, (N, C, D); both zero where known is false"
+    N, C, D = logits.shape
+    dtype = at_least_float32(logits)
+    rows = max(1, BLOCK_ENTRIES//(C*D))
+    positions = max(1, BLOCK_ENTRIES//C)
+    if known is None and rows >= N and positions >= D:         # one block
+        loss, gradient = _loss_and_gradient_of_rows(logits.to(dtype), index, settings, scale, needs_grad)
+        return loss, None if gradient is None else gradient.to(dtype)
+    loss = torch.empty(index.shape, dtype=torch.float64)
+    gradient = torch.empty_like(logits, dtype=dtype) if needs_grad else None
+    for row, position in product(range(0, N, rows), range(0, D, positions)):
+        here = slice(row, row+rows), slice(None), slice(position, position+positions)
+        block = logits[here].to(dtype)
+        if known is not None: block = torch.where(known[here], block, 0.)      # not even nan gets through
+        out = None if gradient is None else gradient[here]
+        loss[here] = _loss_and_gradient_of_rows(block, index[here], settings, scale, needs_grad, out)[0]
+    if known is None: return loss, gradient
+    if gradient is not None: gradient.masked_fill_(~known, 0.)
+    return torch.where(known, loss, 0.), gradient
+
+# %% ../../nbs/25_ops.single_label.ipynb #0cd0d8f5
+def _for_rows(settings):
+    "Settings as they broadcast against (N, C, D): numbers, or (C, 1)"
+    def shaped(value):
+        if not isinstance(value, Tensor): return value
+        return value.view(-1, 1) if value.ndim else value.item()
+    gamma_pos, gamma_neg, eps, weight = settings
+    return SingleLabelSettings(shaped(gamma_pos), shaped(gamma_neg), eps, shaped(weight))
+
+def _mean_scale(index, known, weight):
+    "One over the weights of the targets that count; infinite if there are none"
+    weights = of_classes(weight, index)
+    if known is not None: weights = torch.where(known, weights, 0.)
+    total = weights.sum().item() if isinstance(weights, Tensor) else weights*index.numel()
+    return 1/total if total else math.inf
 
 # %% ../../nbs/25_ops.single_label.ipynb #6eb3f74d
 class RowByRow(Function):
-    "The loss on a CPU, its gradient computed along with it"
+    "The loss on a CPU, its gradient computed along with it; double_backward is what differentiates the reference"
     @staticmethod
-    def forward(ctx, input, target, s, ignore_index, reduction, need, again):
+    def forward(ctx, input, target, settings, ignore_index, reduction, needs_grad, double_backward):
         N, C = input.shape[:2]
-        s = [v if not isinstance(v, Tensor) else v.view(-1, 1) if v.ndim else v.item() for v in s]
-        t, known = _targets(target.reshape(N, 1, -1), C, ignore_index)
-        scale = 1.
-        if reduction == 'mean':
-            w = of_classes(s[3], t)
-            if known is not None: w = torch.where(known, w, 0.)
-            total = w.sum().item() if isinstance(w, Tensor) else w*t.numel()
-            scale = 1/total if total else math.inf
-        L, G = _all_rows(input.reshape(N, C, -1), t, known, s, scale, need)
-        ctx.again, ctx.shape, ctx.dtype = again, input.shape, input.dtype
-        if need: ctx.save_for_backward(G)
-        L = L.view(target.shape) if reduction == 'none' else L.sum()*scale
-        return L.to(at_least_float32(input))
+        settings = _for_rows(settings)
+        index, known = _class_indices(target.reshape(N, 1, -1), C, ignore_index)
+        scale = _mean_scale(index, known, settings.weight) if reduction == 'mean' else 1.
+        logits = input.reshape(N, C, -1)
+        loss, gradient = _loss_and_gradient_in_blocks(logits, index, known, settings, scale, needs_grad)
+        if needs_grad: ctx.save_for_backward(gradient)
+        ctx.double_backward = double_backward
+        ctx.shape = input.shape
+        ctx.dtype = input.dtype
+        loss = loss.view(target.shape) if reduction == 'none' else loss.sum()*scale
+        return loss.to(at_least_float32(input))
 
     @staticmethod
-    def backward(ctx, g):
-        if needs_double_backward(g): return ctx.again(g), *[None]*6
-        G, = ctx.saved_tensors
-        if g.ndim: g = g.reshape(len(G), 1, -1)
-        if g.ndim or backward_keeps_graph(): G = G*g
-        elif g.item() != 1: G.mul_(g)                             # nobody will ask for it again
-        return G.reshape(ctx.shape).to(ctx.dtype), *[None]*6
+    def backward(ctx, grad_output):
+        if needs_double_backward(grad_output): return ctx.double_backward(grad_output), *[None]*6
+        gradient, = ctx.saved_tensors
+        if grad_output.ndim: grad_output = grad_output.reshape(len(gradient), 1, -1)
+        if grad_output.ndim or backward_keeps_graph(): gradient = gradient*grad_output
+        elif grad_output.item() != 1: gradient.mul_(grad_output)               # nobody will ask for it again
+        return gradient.reshape(ctx.shape).to(ctx.dtype), *[None]*6
 
 # %% ../../nbs/25_ops.single_label.ipynb #91189a3b
-def _exp(z, m, shift=0):
-    "exp(z-b), z-b and b, for a whole b above m"
-    b = m+shift if z.dtype == torch.float64 else m.ceil()+shift
-    a = z-b
-    e = torch.exp(a)
-    return e if z.dtype == torch.float64 else e*(1+(z-(a+b))), a, b
+def _exact_exp(logits, maximum, shift=0):
+    "exp(z-b), z-b and b, for a whole number b >= maximum of each row; in float64 b is the maximum; plus shift"
+    if logits.dtype == torch.float64:
+        base = maximum+shift
+        difference = logits-base
+        return torch.exp(difference), difference, base
+    base = maximum.ceil()+shift
+    difference = logits-base
+    rounded = torch.exp(difference)
+    return rounded*(1+(logits-(difference+base))), difference, base
 
-def _is(z, t): return torch.arange(z.shape[1], device=z.device, dtype=torch.int32).view(-1, *[1]*(z.ndim-2)) == t.int()
+def _is_target(logits, index):
+    "Whether an entry is the target of its row, (N, C, ...); index (N, 1, ...)"
+    classes = torch.arange(logits.shape[1], device=logits.device, dtype=torch.int32)
+    return classes.view(-1, *[1]*(logits.ndim-2)) == index.int()
 
 # %% ../../nbs/25_ops.single_label.ipynb #82a059d4
-def _parts(z, t, s, row, back):
-    "p, A and -loss of the others; the masks, below the largest and target"
-    (_, gamma, eps, weight), (m, r, log_total, log_k) = s, row
-    shift = 2 if back else 0
-    e, a, _ = _exp(z, m, shift)
-    p = e*(r*math.exp(shift)).to(z.dtype)
-    below, at_t = m > z if back else z < m, ~(_is(z, t)^True) if back else _is(z, t)
-    l = torch.where(below, a-(log_total-shift).to(z.dtype), log_k.to(z.dtype))
-    v = eps/z.shape[1]*weight
-    f = torch.where(at_t, 0., _focus(p, l, gamma)*(v.to(z.dtype) if isinstance(v, Tensor) else v))
-    return p, f*(1+gamma*l), f*l, below, at_t
+class Row(NamedTuple):
+    "The softmax of each row, (N, 1, ...); but for the maximum in float64. b is the number of `_exact_exp`"
+    maximum: Tensor            # the largest logit
+    inverse_total: Tensor      # one over the sum of exp(z-b)
+    log_total: Tensor
+    log_p_top: Tensor          # of the largest logit
+
+class Sums(NamedTuple):
+    "What the gradient needs of each row, (N, 1, ...) in float64"
+    below: Tensor              # sum of A, of the target and of what lies below the largest logit
+    top: Tensor                # sum of A of the largest, of which there may be more than one
+    q_top: Tensor              # 1-p of the largest
+    at_target: Tensor          # the gradient at the target
+
+class Entries(NamedTuple):
+    "Of each entry, (N, C, ...); A of Eq. (2) and the loss are zero at the target"
+    p: Tensor
+    A: Tensor
+    minus_loss: Tensor
+    below: Tensor              # whether it is below the largest logit of its row
+    is_target: Tensor
+
+# %% ../../nbs/25_ops.single_label.ipynb #0a966c10
+def _each_entry(logits, index, settings, row, in_backward):
+    "Eq. (2) of each entry; in backward the same in other words, see above"
+    _, gamma, eps, weight = settings
+    dtype = logits.dtype
+    shift = 2 if in_backward else 0
+    exponential, difference, _ = _exact_exp(logits, row.maximum, shift)
+    p = exponential*(row.inverse_total*math.exp(shift)).to(dtype)
+    if in_backward:
+        below = row.maximum > logits
+        is_target = ~(_is_target(logits, index)^True)
+    else:
+        below = logits < row.maximum
+        is_target = _is_target(logits, index)
+    log_p = torch.where(below, difference-(row.log_total-shift).to(dtype), row.log_p_top.to(dtype))
+    share = eps/logits.shape[1]*weight
+    if isinstance(share, Tensor): share = share.to(dtype)
+    focus = torch.where(is_target, 0., _focus(p, log_p, gamma)*share)
+    return Entries(p, focus*(1+gamma*log_p), focus*log_p, below, is_target)
 
 # %% ../../nbs/25_ops.single_label.ipynb #3cd3ca37
-def _sum(x): return x.sum(1, keepdim=True).double()
+def _sum(entries):
+    "Of each row, (N, 1, ...), in float64"
+    return entries.sum(1, keepdim=True).double()
 
-def _sum_others(z, t, s, row, e, a, ties):
-    "Minus the loss of the others, and the sums of their A: of those below the largest, and of the ties at the largest"
-    (_, gamma, eps, weight), (m, _, log_total, log_k), split = s, row, isinstance(s[3], Tensor)
+def _sum_others(logits, index, settings, row, exponential, difference, n_top):
+    "Minus the loss of the others, and two sums of their A: below the largest logit, and of the n_top that equal it"
+    _, gamma, eps, weight = settings
     if isinstance(gamma, Tensor):
-        _, A, F, below, _ = _parts(z, t, s, row, False)
-        return _sum(F), _sum(torch.where(below, A, 0.)), _sum(torch.where(below, 0., A))
-    h, scale = _focus(e, a, gamma), eps/z.shape[1]*torch.exp(-gamma*log_total)
-    if split: h = h*weight.to(z.dtype)
-    else: scale = scale*weight
-    low = torch.where((z < m) & ~_is(z, t), h, 0.)
-    f_k = _sum(torch.where((z < m) | _is(z, t), 0., h)) if split else ties*torch.exp(gamma*(log_k+log_total))
-    f, f_k = scale*_sum(low), scale*f_k
-    fl = scale*_sum(low*a) - log_total*f                          # Eq. (5)
-    return fl+f_k*log_k, f+gamma*fl, f_k*(1+gamma*log_k)
+        _, A, minus_loss, below, _ = _each_entry(logits, index, settings, row, in_backward=False)
+        return _sum(minus_loss), _sum(torch.where(below, A, 0.)), _sum(torch.where(below, 0., A))
+    focus = _focus(exponential, difference, gamma)
+    scale = eps/logits.shape[1]*torch.exp(-gamma*row.log_total)
+    below = logits < row.maximum
+    is_target = _is_target(logits, index)
+    if isinstance(weight, Tensor):
+        focus = focus*weight.to(logits.dtype)
+        top_focus = _sum(torch.where(below | is_target, 0., focus))
+    else:
+        scale = scale*weight
+        top_focus = n_top*torch.exp(gamma*(row.log_p_top+row.log_total))
+    focus = torch.where(below & ~is_target, focus, 0.)
+    sum_focus = scale*_sum(focus)
+    top_focus = scale*top_focus
+    minus_loss = scale*_sum(focus*difference) - row.log_total*sum_focus        # Eq. (5)
+    return minus_loss+top_focus*row.log_p_top, sum_focus+gamma*minus_loss, top_focus*(1+gamma*row.log_p_top)
 
 # %% ../../nbs/25_ops.single_label.ipynb #b47b9893
-def _sums(z, t, s):
-    "Loss of each row, and what its gradient needs to know of the row"
-    (gamma_pos, _, eps, weight), C = s, z.shape[1]
-    m = z.amax(1, keepdim=True)
-    e, a, b = _exp(z, m)
-    part, n = torch.exp((m-b).double()), _sum(torch.where(z < m, 0., 1.).to(z.dtype))
-    rest = _sum(torch.where(z < m, e, 0.)) + (n-1)*part           # all but one of the largest
-    log_total, log_k, z_t = torch.log(rest+part), -torch.log1p(rest/part), z.gather(1, t)
-    r = torch.exp(-log_total)
-    q_k = rest*r
-    log_t = torch.where(z_t == m, log_k, (z_t.double()-b.double())-log_total)
-    p_t = torch.exp(log_t)
-    L, A_t, qA_t = _target(log_t, p_t, torch.where(z_t == m, q_k, 1-p_t), of_classes(gamma_pos, t), (1-eps+eps/C)*of_classes(weight, t))
-    row = m, r, log_total, log_k
-    if not eps: return -L, row, (A_t, 0*A_t, q_k, -qA_t)
-    F, S, S_k = _sum_others(z, t, s, row, e, a, n-(z_t == m).double())
-    return -L-F, row, (A_t+S, S_k, q_k, p_t*(S+S_k)-qA_t)
+def _softmax_of_rows(logits, maximum, exponential, base):
+    "The softmax of each row, 1-p of its largest logit, and how many entries equal that one; (N, 1, ...)"
+    one_top = torch.exp((maximum-base).double())
+    n_top = _sum(torch.where(logits < maximum, 0., 1.).to(logits.dtype))
+    rest = _sum(torch.where(logits < maximum, exponential, 0.)) + (n_top-1)*one_top    # all but one of the largest
+    log_total = torch.log(rest+one_top)
+    log_p_top = -torch.log1p(rest/one_top)
+    inverse_total = torch.exp(-log_total)
+    return Row(maximum, inverse_total, log_total, log_p_top), rest*inverse_total, n_top
+
+def _target_of_rows(logits, index, row, q_top, base):
+    "The target of each row, and whether it is the largest; (N, 1, ...)"
+    logit = logits.gather(1, index)
+    is_top = logit == row.maximum
+    log_p = torch.where(is_top, row.log_p_top, (logit.double()-base.double())-row.log_total)
+    p = torch.exp(log_p)
+    return Target(index, log_p, p, torch.where(is_top, q_top, 1-p)), is_top
+
+# %% ../../nbs/25_ops.single_label.ipynb #0a342741
+def _loss_and_sums(logits, index, settings):
+    "Loss of each row, (N, 1, ...), and what its gradient needs to know of the row; index of targets, (N, 1, ...)"
+    gamma_pos, _, eps, weight = settings
+    C = logits.shape[1]
+    maximum = logits.amax(1, keepdim=True)
+    exponential, difference, base = _exact_exp(logits, maximum)
+    row, q_top, n_top = _softmax_of_rows(logits, maximum, exponential, base)
+    target, is_top = _target_of_rows(logits, index, row, q_top, base)
+    term = _target_term(target, of_classes(gamma_pos, index), (1-eps+eps/C)*of_classes(weight, index))
+    if not eps: return -term.minus_loss, row, Sums(term.A, 0*term.A, q_top, -term.qA)
+    n_other_top = n_top-is_top.double()
+    minus_others, A_below, A_top = _sum_others(logits, index, settings, row, exponential, difference, n_other_top)
+    at_target = target.p*(A_below+A_top) - term.qA
+    return -term.minus_loss-minus_others, row, Sums(term.A+A_below, A_top, q_top, at_target)
 
 # %% ../../nbs/25_ops.single_label.ipynb #ced052be
-def _slope(z, t, s, row, sums):
-    "Eq. (1) below the largest, else Eq. (4)"
-    U, S_k, q_k, of_t = (o.to(z.dtype) for o in sums)
-    p, A, _, below, at_t = _parts(z, t, s, row, True)
-    return torch.where(at_t, of_t, torch.where(below, p*(U+S_k)-A, p*(U+(S_k-A))-A*q_k))
+def _gradient_from_sums(logits, index, settings, row, sums):
+    "Eq. (1) below the largest logit, else Eq. (4); (N, C, ...)"
+    sum_below, sum_top, q_top, at_target = (each.to(logits.dtype) for each in sums)
+    p, A, _, below, is_target = _each_entry(logits, index, settings, row, in_backward=True)
+    gradient = torch.where(below, p*(sum_below+sum_top)-A, p*(sum_below+(sum_top-A))-A*q_top)
+    return torch.where(is_target, at_target, gradient)
 
-def _wide(input, gamma): return input.to(at_least_float32(input) if _whole_number(gamma) else torch.float64)
+def _as_computed(input, gamma_neg):
+    "Logits in what a compiler computes them in: at least float32, and float64 for powers that are no multiplications"
+    return input.to(at_least_float32(input) if _whole_number(gamma_neg) else torch.float64)
 
+# %% ../../nbs/25_ops.single_label.ipynb #6bdc5bfe
 class CompiledRows(Function):
-    "Loss of each row, for compilers"
+    "Loss of each row, (N, 1, ...), for compilers; known, (N, 1, ...), says which targets count"
     @staticmethod
-    def forward(ctx, input, t, known, *s):
-        L, row, sums = _sums(_wide(input, s[1]), t, s)
-        ctx.numbers = [None if isinstance(v, Tensor) else v for v in s]
-        ctx.save_for_backward(input, t, known, *row, *sums, *[v for v in s if isinstance(v, Tensor)])
-        return torch.where(known, L, 0.)
+    def forward(ctx, input, index, known, *settings):
+        settings = SingleLabelSettings(*settings)
+        loss, row, sums = _loss_and_sums(_as_computed(input, settings.gamma_neg), index, settings)
+        ctx.numbers = [None if isinstance(value, Tensor) else value for value in settings]
+        tensors = [value for value in settings if isinstance(value, Tensor)]
+        ctx.save_for_backward(input, index, known, *row, *sums, *tensors)
+        return torch.where(known, loss, 0.)
 
     @staticmethod
-    def backward(ctx, g):
-        input, t, known, *rest = ctx.saved_tensors
-        row, sums, tensors = rest[:4], rest[4:8], rest[8:]
-        s = [tensors.pop(0) if v is None else v for v in ctx.numbers]
-        z = _wide(input, s[1])
-        return torch.where(known, _slope(z, t, s, row, sums)*g.to(z.dtype), 0.).to(input.dtype), *[None]*6
+    def backward(ctx, grad_output):
+        input, index, known, *saved = ctx.saved_tensors
+        row = Row(*saved[:4])
+        sums = Sums(*saved[4:8])
+        tensors = saved[8:]
+        settings = SingleLabelSettings(*[tensors.pop(0) if number is None else number for number in ctx.numbers])
+        logits = _as_computed(input, settings.gamma_neg)
+        gradient = _gradient_from_sums(logits, index, settings, row, sums)*grad_output.to(logits.dtype)
+        return torch.where(known, gradient, 0.).to(input.dtype), *[None]*6
+
+# %% ../../nbs/25_ops.single_label.ipynb #10857905
+def compiled_single_label_loss(input, target, settings, ignore_index, reduction):
+    "The loss for compilers; arguments as `asymmetric_loss_single_label` has checked them"
+    C = input.shape[1]
+    index, known = known_classes(target.unsqueeze(1), C, ignore_index)
+    index = index.clamp(0, C-1)                                # so that it is known_classes which complains
+    count = torch.where(known, of_classes(settings.weight, index), 0.).sum() if reduction == 'mean' else None
+    loss = CompiledRows.apply(input, index, known, *settings).squeeze(1)
+    return reduce_loss(loss, reduction, count).to(at_least_float32(input))
