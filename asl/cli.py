@@ -63,6 +63,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser(func, prog):
     "A command line from a function whose parameters are documented; all before a `*` are given by place"
+    # No package for command lines: the documented parameters say everything already
     def formatter(prog): return argparse.HelpFormatter(prog, max_help_position=36)
     parser = _Parser(prog, description=func.__doc__, allow_abbrev=False, formatter_class=formatter)
     comments = docments(func, returns=False)

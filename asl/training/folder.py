@@ -88,6 +88,7 @@ def locked(run:str|Path):
         yield
     finally: os.close(folder)
 
+# %% ../../nbs/37_training.folder.ipynb #fba4c88d
 def _lock(folder, run):
     "Lock an open folder, of this run"
     from fcntl import LOCK_EX, LOCK_NB, flock
@@ -95,6 +96,7 @@ def _lock(folder, run):
     except BlockingIOError: raise Refused(f'{run}: is being trained by another process') from None
 
 # %% ../../nbs/37_training.folder.ipynb #508a0cdc
+# Written out here, for atomic files that nothing needs to be unpickled from: safetensors and JSON
 FORMAT = 1   # of run folders and of the files in them; raised when an older asl could misread them
 
 def read_settings(
@@ -108,6 +110,7 @@ def read_settings(
     _check_format(settings if isinstance(settings, dict) else {}, run)
     return settings
 
+# %% ../../nbs/37_training.folder.ipynb #2b0cbe68
 def _check_format(kept, path):
     "Refuse what another version has written"
     found = kept.get('format', 0)

@@ -66,6 +66,7 @@ class Options:
         "Whether to train on images of one's own, and not on the digits"
         return bool(self.labels or self.images)
 
+# %% ../../nbs/38_training.options.ipynb #7bd8d9b1
 class Completed(Options):
     "Options whose defaults, where they depend on the data, are known"
     model:str
@@ -105,7 +106,9 @@ def _check_meant(options):
     if options.own and options.classes is not None: raise Refused('--classes: the classes are those of your images')
 
 # %% ../../nbs/38_training.options.ipynb #b6de8ca4
-def _digits_defaults(): return dict(model='conv3', lr=3e-3, threads=1, workers=0, device='cpu', classes=80)
+def _digits_defaults():
+    "For the digits: small, and to the last bit the same everywhere"
+    return dict(model='conv3', lr=3e-3, threads=1, workers=0, device='cpu', classes=80)
 
 def _images_defaults(pretrained):
     "For images of one's own: the network is larger, and the machine is there to be used"
@@ -116,7 +119,7 @@ def _images_defaults(pretrained):
 
 # %% ../../nbs/38_training.options.ipynb #0468c123
 def complete(
-    options:Options,              # As given
+    options:Options, # As given
 )->Completed:        # Paths are text, and what depends on the data is known
     "The options, with defaults that depend on the data in place of None"
     paths:dict[str, Any] = {name: str(v) for name, v in asdict(options).items() if isinstance(v, Path)}
@@ -131,7 +134,7 @@ def complete(
 # %% ../../nbs/38_training.options.ipynb #2ad85dda
 def loss_asked(
     options:Options,
-    single:bool,                  # One label an image
+    single:bool, # One label an image
 )->dict: # As `loss_settings` gives them
     "The settings of the loss that the options ask for"
     kind = 'one label' if single else 'several labels'
@@ -150,7 +153,7 @@ def loss_asked(
 MACHINE = 'device', 'threads', 'workers'
 
 def resumed(
-    options:Options,              # As given, with `resume`
+    options:Options, # As given, with `resume`
 )->Completed:        # As the run began
     "The options of the run to go on with; those of the machine may be given anew"
     assert options.resume

@@ -55,6 +55,7 @@ def _batches(train, valid, options, config):
     return (Batches(train, augmented, options.seed, options.workers),
             Batches(valid, transform(config), options.seed, options.workers))
 
+# %% ../../nbs/39_training.pipeline.ipynb #9ccea0dd
 def _check_known(train, loss):
     "Refuse targets that no training can mend: (n, C) with -100 for unknown, or (n,)"
     if train.targets.ndim == 1: return
@@ -110,6 +111,7 @@ def _network(options, n_classes, say):
         else: weights = 'pretrained'
     return net, weights, picture_config(net, size) if options.own else DIGITS_CONFIG
 
+# %% ../../nbs/39_training.pipeline.ipynb #7bb06616
 def _steps(n_images, options, processes):
     "How many steps there will be; of a last batch that is too small for batch norm, or for the processes, none is made"
     full, rest = divmod(n_images, options.batch_size)
@@ -167,7 +169,8 @@ def best_epoch(records:list)->int: # From 1
 
 def _save_epoch(training):
     "Write what an epoch gave; the checkpoint last, for with it the epoch counts"
-    run, records = training.run, training.records
+    run = training.run
+    records = training.records
     metadata = training.metadata | dict(settings=training.reached(), epoch=len(records))
     weights = training.trainer.ema.module.state_dict()
     if best_epoch(records) == len(records): save_tensors(run/'best.safetensors', weights, metadata)
@@ -180,15 +183,20 @@ def _step_seed(seed, step, rank):
     "The seed of a step: whatever is random in it depends on nothing else"
     return ((seed*1_000_003 + step)*1009 + rank) % 2**63
 
+# %% ../../nbs/39_training.pipeline.ipynb #803d2a92
 def _seed_step(training):
     "Seed the step that comes next"
     trainer = training.trainer
     torch.manual_seed(_step_seed(training.options.seed, trainer.done, trainer.rank))
 
 # %% ../../nbs/39_training.pipeline.ipynb #91e3d4c5
-def _without_nan(record): return {k: None if math.isnan(v) else v for k, v in record.items()}     # JSON has none
+def _without_nan(record):
+    "A record as JSON can hold it"
+    return {name: None if math.isnan(value) else value for name, value in record.items()}
 
-def _percent(value): return 'none' if value is None else f'{value:.1f}'
+def _percent(value):
+    "A score in words"
+    return 'none' if value is None else f'{value:.1f}'
 
 def _epoch_line(record):
     "An epoch in a few words"
@@ -228,13 +236,14 @@ def _after_step(training, bar):
 # %% ../../nbs/39_training.pipeline.ipynb #d54051a8
 def _fit(training):
     "Train what is left, keep and show every epoch"
-    options, trainer = training.options, training.trainer
+    options = training.options
     _seed_step(training)
     with _progress_bar(training) as bar:
         tick = _after_step(training, bar)
-        for record, _ in fit(trainer, training.train, training.valid, options.epochs, options.batch_size, options.seed,
-                             tick, training.posterior):
-            if options.adaptive: record |= trainer.loss_fn.record()
+        epochs = fit(training.trainer, training.train, training.valid, options.epochs, options.batch_size,
+                     options.seed, tick, training.posterior)
+        for record, _ in epochs:
+            if options.adaptive: record |= training.trainer.loss_fn.record()
             training.records.append(_without_nan(record))
             if not training.main: continue
             _save_epoch(training)
@@ -244,18 +253,22 @@ def _fit(training):
 # %% ../../nbs/39_training.pipeline.ipynb #12607605
 def _finish(training):
     "Scores, plots and the report, of the averaged model as it is"
-    valid, classes, records = training.valid, training.metadata['classes'], training.records
+    valid = training.valid
+    classes = training.metadata['classes']
+    records = training.records
     logits = training.trainer.logits(valid, training.options.batch_size)     # by all processes
     targets = valid.targets.cpu()
     if not training.main: return
     single = targets.ndim == 1
-    _, ap = (score_single if single else score)(logits, targets, training.posterior)
+    judge = score_single if single else score
+    _, ap = judge(logits, targets, training.posterior)
     losses = meaning(training.reached(), single, reduction='none')(logits, targets)
     if not single: losses = losses.sum(1)
     outcome = Outcome(records, ap, classes, logits, targets, training.posterior, losses)
     write_json(training.run/'result.json', _result(records, classes, ap))
     write_report(training.run, training.run.name, _shown_settings(training), outcome, valid.picture, valid.names)
 
+# %% ../../nbs/39_training.pipeline.ipynb #3941bff0
 def _result(records, classes, ap):
     "What result.json holds: the last scores, which epoch was best, and of each class the average precision, ap (C,)"
     best = records[best_epoch(records)-1]
@@ -305,6 +318,7 @@ def _run_folder(options, settings, metadata, names):
         raise
     return run
 
+# %% ../../nbs/39_training.pipeline.ipynb #f7771ee7
 def _kept_settings(options, settings, metadata):
     "What settings.json holds; paths are absolute, so that the run can be resumed from anywhere"
     paths = {k: getattr(options, k) for k in ('labels', 'images', 'valid')}
@@ -322,19 +336,26 @@ def _split_csv(names):
     return out.getvalue()
 
 # %% ../../nbs/39_training.pipeline.ipynb #3171afb4
+def _batches_of(train, valid, options, config, say, hide_bar):
+    "Of images that were only named yet: what the loop reads, the names of both parts, and the fingerprint of the data"
+    train, valid = _decodable(train, valid, options, say, hide_bar)
+    _check_known(train, options.loss)
+    say(f'{len(train.classes)} classes; {len(train.files)} images to train on, {len(valid.files)} to validate')
+    names = [[os.path.relpath(file, options.images or '.') for file in part.files] for part in (train, valid)]
+    data = fingerprint(train.classes, *names, train.targets, valid.targets)
+    return *_batches(train, valid, options, config), names, data
+
+# %% ../../nbs/39_training.pipeline.ipynb #0bb6121c
 def _prepare(options, settings, accelerator, say)->Training:
     "Data, network, loss and folder; where anything is wrong with them, nothing has been written yet"
     train, valid = _read(options)
     net, weights, config = _network(options, len(train.classes), say)
-    names = None
     if options.own:
         hide_bar = not (sys.stdout.isatty() and accelerator.is_main_process)
-        train, valid = _decodable(train, valid, options, say, hide_bar)
-        _check_known(train, options.loss)
-        say(f'{len(train.classes)} classes; {len(train.files)} images to train on, {len(valid.files)} to validate')
-        names = [[os.path.relpath(file, options.images or '.') for file in part.files] for part in (train, valid)]
-    data = fingerprint(train.classes, *(names or []), train.targets, valid.targets)
-    if options.own: train, valid = _batches(train, valid, options, config)
+        train, valid, names, data = _batches_of(train, valid, options, config, say, hide_bar)
+    else:
+        names = None
+        data = fingerprint(train.classes, train.targets, valid.targets)
     single = train.targets.ndim == 1
     metadata = dict(asl=__version__, model=options.model, classes=train.classes, single=single, config=config,
                     loss=options.loss, settings=settings, weights=weights, data=data)
@@ -344,13 +365,14 @@ def _prepare(options, settings, accelerator, say)->Training:
     records = _records_so_far(trainer, run, options)
     return Training(run, options, metadata, trainer, train, valid, loss.posterior, records)
 
+# %% ../../nbs/39_training.pipeline.ipynb #c7f7ecfe
 def _records_so_far(trainer, run, options):
     "The records of a run to go on with, whose trainer is brought to where it was"
     path = run/'checkpoint.safetensors'
     return trainer.load(path)['records'] if options.resume and path.exists() else []
 
 # %% ../../nbs/39_training.pipeline.ipynb #3ae8a64d
-def _run(training):
+def _carry_out(training):
     "Train and judge; the folder is locked meanwhile"
     try:
         with locked(training.run) if training.main else nullcontext():
@@ -387,7 +409,7 @@ def run_training(
     say = print if accelerator.is_main_process else lambda *_: None
     with fixed(options.seed, options.threads), _memory_refused(options):
         training = _prepare(options, settings, accelerator, say)
-        _run(training)
+        _carry_out(training)
     say(_score_table(training.records[-1], options.own))
     say(f'{time.time()-started:.0f} s; model, scores, plots and report.html are in {training.run}')
     return training.run

@@ -59,7 +59,8 @@ def _images_at(path, images, files, suffix):
 
 def _images(paths, images:str|Path='.', files=None, suffix='', skip_bad=False)->ImageSet:
     "Those of them that can be read, without targets"
-    found, named_at = [], []
+    found = []
+    named_at = []
     for path in paths:
         here, where = _images_at(path, images, files, suffix)
         found += here
@@ -82,7 +83,8 @@ def probabilities(
     "What a network says of images, as probabilities"
     order = torch.arange(len(data.files)).split(batch_size)
     batches = Batches(data, transform(config), workers=workers).batches(order)
-    net, loss = net.to(device), loss.to(device)
+    net.to(device)
+    loss.to(device)
     return torch.cat([loss.posterior(net(x.to(device)).float()).cpu() for x, _ in batches])
 
 # %% ../../nbs/40_training.predictor.ipynb #32bb9990

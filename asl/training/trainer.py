@@ -25,6 +25,7 @@ from .score import score, score_single
 # %% ../../nbs/36_training.trainer.ipynb #6eb7f9b4
 class Trainer:
     "A model in training: weights, their moving average, optimiser and schedule"
+    # No Lightning and no loop of accelerate: a resumed run ends with the same bits, and n processes with one's numbers
     def __init__(self,
         model:nn.Module,
         loss_fn, # Scalar of logits and targets: the mean over images
@@ -114,6 +115,7 @@ def _optimiser(model, name, lr, weight_decay):
     try: return create_optimizer_v2(model, name, lr, weight_decay, filter_bias_and_bn=False)
     except Exception as e: raise Refused(f'--opt {name}: {e}') from None
 
+# %% ../../nbs/36_training.trainer.ipynb #5a16a524
 class _OneCycle:
     "PyTorch's one-cycle schedule, with the interface of timm's"
     def __init__(self, opt, lr, steps): self.sched = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps)
