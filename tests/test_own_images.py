@@ -1,4 +1,4 @@
-"`asl_train` and `asl_predict` on images of one's own: in processes of their own where that can matter, else called in this one."
+"`asl_train` and `asl_predict` on images of one's own: in processes of their own where it can matter, else in this one."
 import csv, io, json, os, random, signal, subprocess, sys, time
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from importlib import import_module
@@ -14,7 +14,8 @@ kept = 'metrics.jsonl', 'result.json', 'best.safetensors', 'last.safetensors'
 
 def run(command, *args, cwd, **kw):
     code = f'from asl.{command} import main; main()'
-    return subprocess.run([sys.executable, '-c', code, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=500, **kw)
+    argv = [sys.executable, '-c', code, *map(str, args)]
+    return subprocess.run(argv, cwd=cwd, capture_output=True, text=True, timeout=500, **kw)
 
 def good(result):
     assert result.returncode == 0, result.stderr
@@ -32,7 +33,8 @@ def line(result):
 
 def refused(command, *args, cwd):
     "The one line of a call that is refused, in this process: it ends before it has begun"
-    with chdir(cwd), redirect_stderr(io.StringIO()) as err, redirect_stdout(io.StringIO()), pytest.raises(SystemExit) as e:
+    with (chdir(cwd), redirect_stderr(io.StringIO()) as err, redirect_stdout(io.StringIO()),
+          pytest.raises(SystemExit) as e):
         import_module(f'asl.{command}').main([str(a) for a in args])
     assert e.value.code == 2 and err.getvalue().count('\n') == 1, err.getvalue()
     return err.getvalue()
@@ -59,7 +61,10 @@ def data(tmp_path_factory):
         csv.writer(f).writerows([('file', 'tags'), *((name, '|'.join(s)) for name, s in rows)])
     with open(tmp/'columns.csv', 'w', encoding='utf-8', newline='') as f:
         cell = lambda c, s: '' if g.random() < .1 else int(c in s)
-        csv.writer(f).writerows([('file', *colours, 'part'), *((n, *(cell(c, s) for c in colours), 'valid' if i%4 == 0 else 'train') for i, (n, s) in enumerate(rows))])
+        writer = csv.writer(f)
+        writer.writerow(('file', *colours, 'part'))
+        for i, (name, shown) in enumerate(rows):
+            writer.writerow((name, *(cell(c, shown) for c in colours), 'valid' if i%4 == 0 else 'train'))
     return tmp
 
 @pytest.fixture(scope='module')
@@ -80,7 +85,8 @@ def test_a_csv_trains_and_its_run_predicts(data, trained):
     assert len(table.splitlines()) == 2 and all(c in table for c in colours)
     told = json.loads(called('predict', folder, 'img', '--format', 'json', cwd=data))
     assert len(told) == 90 and all(0 <= p <= 1 for r in told for p in r['labels'].values())
-    rows = list(csv.DictReader(called('predict', folder, 'labels.csv', '--images', 'img', '--threshold', .2, '--format', 'csv', cwd=data).splitlines()))
+    text = called('predict', folder, 'labels.csv', '--images', 'img', '--threshold', .2, '--format', 'csv', cwd=data)
+    rows = list(csv.DictReader(text.splitlines()))
     chosen = {(r['file'], r['label']) for r in rows}
     assert chosen == {(r['file'], c) for r in told for c, p in r['labels'].items() if p >= .2}
 
@@ -90,7 +96,8 @@ def test_the_report_says_what_predict_says(data, trained):
     truth = {n: set(t.split('|'))-{''} for n, t in list(csv.reader((data/'labels.csv').open(encoding='utf-8-sig')))[1:]}
     valid = [r['file'] for r in csv.DictReader((folder/'split.csv').open(encoding='utf-8')) if r['valid'] == '1']
     (data/'valid.csv').write_text('file\n' + '\n'.join(valid), encoding='utf-8')
-    told = json.loads(called('predict', folder, 'valid.csv', '--images', 'img', '--threshold', .5, '--last', '--format', 'json', cwd=data))
+    told = json.loads(called('predict', folder, 'valid.csv', '--images', 'img', '--threshold', .5, '--last',
+                             '--format', 'json', cwd=data))
     pairs = [(set(r['labels']), truth[Path(r['file']).name]) for r in told]
     f1 = 200*sum(len(a & b) for a, b in pairs)/sum(len(a)+len(b) for a, b in pairs)
     assert abs(f1-json.loads((folder/'result.json').read_text(encoding='utf-8'))['OF1_posterior']) < .01
@@ -98,9 +105,11 @@ def test_the_report_says_what_predict_says(data, trained):
 def test_onnx_says_the_same(data, trained):
     import onnxruntime
     folder, _ = trained
-    told = json.loads(called('predict', folder, 'img/000.png', 'img/005.png', '--onnx', 'model.onnx', '--format', 'json', cwd=data))
+    told = json.loads(called('predict', folder, 'img/000.png', 'img/005.png', '--onnx', 'model.onnx',
+                             '--format', 'json', cwd=data))
     session = onnxruntime.InferenceSession(data/'model.onnx')
-    classes, size = json.loads(session.get_modelmeta().custom_metadata_map['classes']), session.get_inputs()[0].shape[-1]
+    classes = json.loads(session.get_modelmeta().custom_metadata_map['classes'])
+    size = session.get_inputs()[0].shape[-1]
     pictures = [Image.open(data/'img'/n).resize((size, size), Image.Resampling.BICUBIC) for n in ('000.png', '005.png')]
     x = np.stack([np.asarray(p, dtype=np.float32).transpose(2, 0, 1)/255 for p in pictures])
     p, = session.run(None, dict(image=x))
@@ -111,10 +120,13 @@ def test_onnx_says_the_same(data, trained):
 def killed(data, name, *options, epochs=6, saves):
     "Start a run that saves after every step, and kill it at the moment that it saves for the n-th time"
     code = 'from asl.train import main; main()'
-    p = subprocess.Popen([sys.executable, '-c', code, 'labels.csv', '--images', 'img', *quick, '--epochs', str(epochs), '--checkpoint', '0',
-        '--name', name, *options], cwd=data, stdout=subprocess.DEVNULL)
-    new, seen, last = data/'runs'/name/'.checkpoint.safetensors.new', 0, None
-    while not new.parent.exists() and p.poll() is None: time.sleep(.01)          # from here on, without a pause: a save is short
+    argv = [sys.executable, '-c', code, 'labels.csv', '--images', 'img', *quick, '--epochs', str(epochs)]
+    p = subprocess.Popen([*argv, '--checkpoint', '0', '--name', name, *options], cwd=data, stdout=subprocess.DEVNULL)
+    new = data/'runs'/name/'.checkpoint.safetensors.new'
+    seen = 0
+    last = None
+    while not new.parent.exists() and p.poll() is None: time.sleep(.01)
+    # from here on without a pause: a save is short
     while seen < saves and p.poll() is None:
         try: stamp = new.stat().st_ino
         except FileNotFoundError: stamp = None
@@ -134,14 +146,15 @@ def test_killed_at_three_random_moments_and_resumed(data, trained):
         for name in kept: assert (folder/name).read_bytes() == (reference/name).read_bytes(), (seed, saves, name)
         assert not list(folder.glob('.*'))
 
-def test_killed_twice_before_and_after(data, trained):
-    "Killed when there was nothing yet but the settings, killed while resuming; with a loss that adapts and chance in the network"
+def test_killed_twice_before_and_after(data):
+    "Killed with nothing there but the settings, killed while resuming; a loss that adapts, and chance in the network"
     options = ['--adaptive', '--opt', 'lamb', '--sched', 'cosine', '--accumulate', '2']
     called('train', 'labels.csv', '--images', 'img', *quick, '--epochs', 3, '--name', 'adapted', *options, cwd=data)
     folder = killed(data, 'twice', *options, epochs=3, saves=4)
     for stale in ('.best.safetensors.new', '.metrics.jsonl.new'): (folder/stale).write_bytes(b'half')
     good(run('train', '--resume', folder, cwd=data))
-    for name in (*kept, 'gamma.png'): assert (folder/name).read_bytes() == (data/'runs'/'adapted'/name).read_bytes(), name
+    for name in (*kept, 'gamma.png'):
+        assert (folder/name).read_bytes() == (data/'runs'/'adapted'/name).read_bytes(), name
     for name in ('checkpoint', 'best', 'last'): (folder/f'{name}.safetensors').unlink()
     called('train', '--resume', folder, cwd=data)
     for name in kept: assert (folder/name).read_bytes() == (data/'runs'/'adapted'/name).read_bytes(), name
@@ -158,7 +171,8 @@ def test_resume_refuses_what_is_not_the_run(data, trained):
     text = settings.read_text(encoding='utf-8')
     try:
         settings.write_text(text.replace('"format": 1', '"format": 7'), encoding='utf-8')
-        for call in (('train', '--resume', folder), ('predict', folder, 'img')): assert 'format 7' in refused(*call, cwd=data)
+        for call in (('train', '--resume', folder), ('predict', folder, 'img')):
+            assert 'format 7' in refused(*call, cwd=data)
     finally: settings.write_text(text, encoding='utf-8')
 
 def test_a_run_is_not_overwritten(data, trained):
@@ -172,10 +186,12 @@ def processes(data, n, *options):
     name = f'{n}-of-{len(options)}'
     if n == 1: out = called('train', *options, '--name', name, cwd=data)
     else:
-        started = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={n}', f'--master_port={29700+random.randrange(200)}', '-m', 'asl.train']
-        out = good(subprocess.run([*started, *map(str, options), '--name', name], cwd=data, capture_output=True, text=True, timeout=500))
+        port = 29700+random.randrange(200)
+        torchrun = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={n}', f'--master_port={port}']
+        argv = [*torchrun, '-m', 'asl.train', *map(str, options), '--name', name]
+        out = good(subprocess.run(argv, cwd=data, capture_output=True, text=True, timeout=500))
     assert out.count('epoch   1/') == 1
-    return [json.loads(l) for l in (data/'runs'/name/'metrics.jsonl').read_text().splitlines()]
+    return [json.loads(record) for record in (data/'runs'/name/'metrics.jsonl').read_text().splitlines()]
 
 @pytest.mark.parametrize('source', ['columns.csv', 'digits'])
 def test_two_processes_give_the_metrics_of_one(data, source):
@@ -185,18 +201,20 @@ def test_two_processes_give_the_metrics_of_one(data, source):
     one, two = processes(data, 1, *options), processes(data, 2, *options)
     for a, b in zip(one, two, strict=True): assert a == pytest.approx(b, rel=1e-6)
 
-def test_a_folder_per_class(data, tmp_path):
+def test_a_folder_per_class(tmp_path):
     for i in range(30): discs(tmp_path/'pets'/list(colours)[i%3], [list(colours)[i%3]], i)
     out = called('train', '--images', 'pets', *quick, '--epochs', 4, '--valid', '0.3', cwd=tmp_path)
     assert 'accuracy' in out and '3 classes; 21 images to train on, 9 to validate' in out
     told = json.loads(called('predict', 'runs/asl-0', 'pets', '--format', 'json', cwd=tmp_path))
     assert len(told) == 30 and all(abs(sum(r['labels'].values())-1) < 1e-4 for r in told)
     assert 'ce, focal' in refused('train', '--images', 'pets', '--loss', 'bce', cwd=tmp_path)
-    called('train', '--images', 'pets', *quick, '--epochs', 1, '--loss', 'ce', '--model', 'test_vit', '--size', 32, '--augment', 'rand-m7-mstd0.5', cwd=tmp_path)
+    called('train', '--images', 'pets', *quick, '--epochs', 1, '--loss', 'ce', '--model', 'test_vit', '--size', 32,
+           '--augment', 'rand-m7-mstd0.5', cwd=tmp_path)
 
 def test_a_timm_model_with_pretrained_weights_that_cannot_be_had(data):
-    out = good(run('train', 'labels.csv', '--images', 'img', '--model', 'test_resnet', '--size', 64, '--pretrained', '--epochs', 1, '--threads', 1,
-        '--workers', 1, cwd=data, env=os.environ | dict(HF_HUB_OFFLINE='1', HF_HOME=str(data/'none'))))
+    offline = os.environ | dict(HF_HUB_OFFLINE='1', HF_HOME=str(data/'none'))
+    out = good(run('train', 'labels.csv', '--images', 'img', '--model', 'test_resnet', '--size', 64, '--pretrained',
+                   '--epochs', 1, '--threads', 1, '--workers', 1, cwd=data, env=offline))
     assert 'no pretrained weights for test_resnet, starting from random ones' in out
     assert json.loads((data/'runs'/'asl-0'/'settings.json').read_text(encoding='utf-8'))['weights'] == 'random'
 
@@ -205,7 +223,8 @@ def test_skip_bad_says_how_many(data, trained):
     (data/'cut.csv').write_text(text, encoding='utf-8')
     (data/'img'/'cut.png').write_bytes((data/'img'/'000.png').read_bytes()[:80])
     try:
-        assert 'cut.csv, row 92: img/none.png: no such file' in refused('train', 'cut.csv', '--images', 'img', '--valid', '.01', *quick, cwd=data)
+        said = refused('train', 'cut.csv', '--images', 'img', '--valid', '.01', *quick, cwd=data)
+        assert 'cut.csv, row 92: img/none.png: no such file' in said
         out = called('train', 'cut.csv', '--images', 'img', *quick, '--epochs', 1, '--skip-bad', cwd=data)
         assert 'left out 2 images that cannot be read' in out
         assert 'truncated' in refused('predict', trained[0], 'img', cwd=data)
@@ -213,10 +232,10 @@ def test_skip_bad_says_how_many(data, trained):
 
 def test_a_full_disk_is_one_line_and_loses_nothing(data, trained):
     "A limit on the size of files stands for the full disk: the checkpoint no longer fits, the smaller files do"
-    code = ("import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (900_000,)*2); "
-        "from asl.train import main; main()")
-    result = subprocess.run([sys.executable, '-c', code, 'labels.csv', '--images', 'img', *quick, '--epochs', '6', '--name', 'full'], cwd=data,
-        capture_output=True, text=True, timeout=500)
+    code = ("import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (900_000,)*2); from asl.train import main; main()")
+    argv = [sys.executable, '-c', code, 'labels.csv', '--images', 'img', *quick, '--epochs', '6', '--name', 'full']
+    result = subprocess.run(argv, cwd=data, capture_output=True, text=True, timeout=500)
     assert 'checkpoint.safetensors' in line(result)
     called('train', '--resume', 'runs/full', cwd=data)
     for name in kept: assert (data/'runs'/'full'/name).read_bytes() == (trained[0]/name).read_bytes()
@@ -228,18 +247,21 @@ def test_help_names_every_option():
     for name in inspect.signature(predict).parameters: assert name in out
 
 def test_importing_it_is_light():
-    code = "import sys, asl.predict; print([m for m in ('timm', 'PIL', 'onnx', 'matplotlib', 'accelerate', 'numpy.random') if m in sys.modules])"
+    heavy = 'timm', 'PIL', 'onnx', 'matplotlib', 'accelerate'
+    code = f'import sys, asl.predict; print([m for m in {heavy} if m in sys.modules])'
     assert 'timm' not in subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout
 
 def test_the_digits_resume_too(tmp_path):
     options = ['--classes', 10, '--epochs', 2, '--batch_size', 256]
     called('train', *options, '--name', 'ref', cwd=tmp_path)
-    p = subprocess.Popen([sys.executable, '-c', 'from asl.train import main; main()', *map(str, options), '--name', 'cut', '--checkpoint', '0'], cwd=tmp_path)
+    argv = [sys.executable, '-c', 'from asl.train import main; main()', *map(str, options)]
+    p = subprocess.Popen([*argv, '--name', 'cut', '--checkpoint', '0'], cwd=tmp_path)
     while not (tmp_path/'runs'/'cut'/'checkpoint.safetensors').exists(): time.sleep(.005)
     p.kill()
     p.wait()
     called('train', '--resume', 'runs/cut', cwd=tmp_path)
-    for name in kept: assert (tmp_path/'runs'/'cut'/name).read_bytes() == (tmp_path/'runs'/'ref'/name).read_bytes(), name
+    runs = tmp_path/'runs'
+    for name in kept: assert (runs/'cut'/name).read_bytes() == (runs/'ref'/name).read_bytes(), name
 
 def test_resumed_from_another_folder(data, tmp_path):
     called('train', '../labels.csv', *quick, '--epochs', 1, '--out', tmp_path, '--name', 'here', cwd=data/'img')
@@ -247,9 +269,10 @@ def test_resumed_from_another_folder(data, tmp_path):
 
 def test_a_class_whose_only_training_image_is_bad(data):
     (data/'img'/'bad.png').write_bytes(b'no image')
-    rows = [('file', 'label', 'valid'), ('bad.png', 'rare', 0), ('000.png', 'a', 0), ('001.png', 'a', 0), ('002.png', 'rare', 1)]
-    with open(data/'rare.csv', 'w', newline='') as f: csv.writer(f).writerows(rows)
-    try: assert 'rare.csv, row 5' in refused('train', 'rare.csv', '--images', 'img', '--valid', 'valid', *quick, '--skip_bad', cwd=data)
+    images = [('bad.png', 'rare', 0), ('000.png', 'a', 0), ('001.png', 'a', 0), ('002.png', 'rare', 1)]
+    with open(data/'rare.csv', 'w', newline='') as f: csv.writer(f).writerows([('file', 'label', 'valid'), *images])
+    options = ['--images', 'img', '--valid', 'valid', *quick, '--skip_bad']
+    try: assert 'rare.csv, row 5' in refused('train', 'rare.csv', *options, cwd=data)
     finally: (data/'img'/'bad.png').unlink()
 
 def test_a_run_is_trained_once_at_a_time(data, trained):
@@ -257,9 +280,10 @@ def test_a_run_is_trained_once_at_a_time(data, trained):
     with locked(trained[0]): assert 'another process' in refused('train', '--resume', trained[0], cwd=data)
 
 def test_many_parts_of_a_small_batch(data):
-    called('train', 'labels.csv', '--images', 'img', *quick, '--batch_size', 5, '--accumulate', 4, '--epochs', 1, '--name', 'parts', cwd=data)
+    options = ['--batch_size', 5, '--accumulate', 4, '--epochs', 1, '--name', 'parts']
+    called('train', 'labels.csv', '--images', 'img', *quick, *options, cwd=data)
 
-def test_a_name_that_is_not_utf8(data, tmp_path):
+def test_a_name_that_is_not_utf8(tmp_path):
     for i in range(8): discs(tmp_path/'pets'/'ab'[i%2], ['rot'], i)
     os.rename(tmp_path/'pets'/'a'/'000.png', os.fsencode(tmp_path/'pets'/'a') + b'/\xff.png')
     assert 'not UTF-8' in refused('train', '--images', 'pets', *quick, cwd=tmp_path)

@@ -7,7 +7,7 @@ __all__ = ['FORMAT', 'write', 'write_json', 'new_run', 'locked', 'read_settings'
            'save_checkpoint', 'load_checkpoint', 'fingerprint']
 
 # %% ../../nbs/37_training.folder.ipynb #361741c4
-import hashlib, itertools, json, os, shutil
+import hashlib, itertools, json, os, shutil, sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from ..cli import Refused
 
 # %% ../../nbs/37_training.folder.ipynb #14b65de0
 def write(
-    path:Path, # What was there before stays until the new content is safely on disk
-    data,      # bytes, or text
+    path:str|Path,  # What was there before stays until the new content is safely on disk
+    data:bytes|str,
 ):
     "Write a file in one step: after a kill or on a full disk it has its old content or its new one"
     path = Path(path)
@@ -33,133 +33,166 @@ def write(
         new.unlink(missing_ok=True)
         raise OSError(e.errno, e.strerror, str(path)) from None
 
-def write_json(path, data):
+def write_json(path:str|Path, data):
     "Write JSON, readable by people"
     write(path, json.dumps(data, indent=1, ensure_ascii=False) + '\n')
 
 # %% ../../nbs/37_training.folder.ipynb #13538303
 def new_run(
-    out,            # Folder of the runs
-    stem:str,       # Runs without a name are stem-0, stem-1, ...
-    name:str=None,  # The folder's name; refused if there is one, unless `force`
-    force:bool=False, # Remove the run that has this name
-)->Path:            # A new folder
+    out:str|Path,       # Folder of the runs
+    stem:str,           # Runs without a name are stem-0, stem-1, ...
+    name:str|None=None, # The folder's name; refused if there is one, unless `force`
+    force:bool=False,   # Remove the run that has this name
+)->Path:                # A new folder
     "Make a run folder; two runs that start at the same moment get two"
-    if name is not None and (Path(name).name != name or name == '..'): raise Refused(f'--name {name}: needs the name of a folder, not a path')
+    if name is not None and (Path(name).name != name or name == '..'):
+        raise Refused(f'--name {name}: needs the name of a folder, not a path')
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
-        if name is not None: return _named(Path(out), name, force)
-        for i in itertools.count():
-            run = Path(out)/f'{stem}-{i}'
-            if run.exists(): continue
-            try: run.mkdir()
-            except FileExistsError: continue
-            return run
+        return _numbered_run(Path(out), stem) if name is None else _named_run(Path(out), name, force)
     except OSError as e: raise Refused(f'--out {out}: no run folder can be made there ({e.strerror})') from None
 
-def _named(out, name, force):
+# %% ../../nbs/37_training.folder.ipynb #f42050b0
+def _numbered_run(out, stem):
+    "Make the first of stem-0, stem-1, ... that nobody has"
+    numbers = itertools.count()
+    while True:
+        run = out/f'{stem}-{next(numbers)}'
+        if run.exists(): continue
+        try: run.mkdir()
+        except FileExistsError: continue      # made by another process in between
+        return run
+
+def _named_run(out, name, force):
     "Make this folder; with force in place of the run that is there"
     run = out/name
     if run.exists():
-        if not force: raise Refused(f'--name {name}: {run} is there already; --resume {run} goes on with it, --force replaces it')
-        if not (run/'settings.json').is_file() and any(run.iterdir()): raise Refused(f'--force: {run} is not a run folder')
+        if not force:
+            raise Refused(f'--name {name}: {run} is there already; --resume {run} goes on with it, --force replaces it')
+        is_a_run = (run/'settings.json').is_file() or not any(run.iterdir())
+        if not is_a_run: raise Refused(f'--force: {run} is not a run folder')
         shutil.rmtree(run)
     run.mkdir()
     return run
 
 # %% ../../nbs/37_training.folder.ipynb #f7574ab9
 @contextmanager
-def locked(run):
+def locked(run:str|Path):
     "Refuse what another process is training; the lock ends with the process, however that ends"
-    try: from fcntl import LOCK_EX, LOCK_NB, flock
-    except ImportError: flock = None                            # Windows
-    folder = os.open(run, os.O_RDONLY) if flock else None
-    try:
-        if flock: flock(folder, LOCK_EX | LOCK_NB)
+    if sys.platform == 'win32':         # where folders cannot be locked
         yield
+        return
+    folder = os.open(run, os.O_RDONLY)
+    try:
+        _lock(folder, run)
+        yield
+    finally: os.close(folder)
+
+# %% ../../nbs/37_training.folder.ipynb #fba4c88d
+def _lock(folder, run):
+    "Lock an open folder, of this run"
+    from fcntl import LOCK_EX, LOCK_NB, flock
+    try: flock(folder, LOCK_EX | LOCK_NB)
     except BlockingIOError: raise Refused(f'{run}: is being trained by another process') from None
-    finally:
-        if flock: os.close(folder)
 
 # %% ../../nbs/37_training.folder.ipynb #508a0cdc
+# Written out here, for atomic files that nothing needs to be unpickled from: safetensors and JSON
 FORMAT = 1   # of run folders and of the files in them; raised when an older asl could misread them
 
 def read_settings(
-    run:Path, # A run folder
+    run:str|Path, # A run folder
 )->dict: # What the run was started with
     "The settings of a run; a folder that is none, or one of another version, is refused"
     path = Path(run)/'settings.json'
     try: settings = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError: raise Refused(f'{run}: not a run folder, no settings.json in it') from None
     except (OSError, ValueError) as e: raise Refused(f'{path}: cannot be read ({e})') from None
-    _same_format(settings if isinstance(settings, dict) else {}, run)
+    _check_format(settings if isinstance(settings, dict) else {}, run)
     return settings
 
-def _same_format(kept, path):
+# %% ../../nbs/37_training.folder.ipynb #2b0cbe68
+def _check_format(kept, path):
     "Refuse what another version has written"
-    if kept.get('format') != FORMAT:
-        raise Refused(f"{path}: written by asl {kept.get('asl', 'of an unknown version')} in format {kept.get('format', 0)}; this one reads format {FORMAT}")
+    found = kept.get('format', 0)
+    if found == FORMAT: return
+    writer = kept.get('asl', 'of an unknown version')
+    raise Refused(f'{path}: written by asl {writer} in format {found}; this one reads format {FORMAT}')
 
 # %% ../../nbs/37_training.folder.ipynb #146f9778
-def save_tensors(path, tensors, about):
-    "Tensors as safetensors, with a JSON text about them in the file's metadata"
+def save_tensors(path:str|Path, tensors:dict, metadata:dict):
+    "Tensors as safetensors, and what is said about them as JSON in the file's metadata"
     from safetensors.torch import save
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    write(path, save(tensors, dict(asl=json.dumps(about | dict(format=FORMAT)))))
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    text = json.dumps(metadata | dict(format=FORMAT))
+    write(path, save(tensors, dict(asl=text)))
 
-def load_tensors(path):
+def load_tensors(path:str|Path)->tuple[dict, dict]:
     "The tensors of a file, and what is said about them"
     from safetensors import SafetensorError, safe_open
     try:
         with safe_open(path, 'pt') as f:
-            about = json.loads((f.metadata() or {}).get('asl', '{}'))
-            tensors = {k: f.get_tensor(k) for k in f.keys()}
+            metadata = json.loads((f.metadata() or {}).get('asl', '{}'))
+            tensors = {name: f.get_tensor(name) for name in f.keys()}
     except FileNotFoundError: raise Refused(f'{path}: no such file') from None
     except (OSError, SafetensorError, ValueError) as e: raise Refused(f'{path}: cannot be read ({e})') from None
-    _same_format(about, path)
-    return tensors, about
+    _check_format(metadata, path)
+    return tensors, metadata
 
 # %% ../../nbs/37_training.folder.ipynb #614c3d2f
 def _flat(opt):
-    "The state of an optimiser as tensors by name, and the rest as what JSON can hold"
+    "The state of an optimiser as tensors by name, such as '3.exp_avg', and the rest as what JSON can hold"
     state = opt.state_dict()
-    named = {f'{i}.{k}': v for i, values in state['state'].items() for k, v in values.items()}
-    named |= {f'group{i}.{k}': v for i, group in enumerate(state['param_groups']) for k, v in group.items()}
+    named = {}
+    for i, values in state['state'].items(): named |= {f'{i}.{k}': v for k, v in values.items()}
+    for i, group in enumerate(state['param_groups']): named |= {f'group{i}.{k}': v for k, v in group.items()}
     tensors = {k: v for k, v in named.items() if isinstance(v, torch.Tensor)}
     return tensors, {k: v for k, v in named.items() if k not in tensors}
 
-def _unflat(opt, named):
+def _load_flat(opt, named):
     "Give an optimiser the state that `_flat` took"
-    state, groups = {}, [{} for _ in opt.param_groups]
-    for key, v in named.items():
-        i, _, name = key.partition('.')
-        if i.startswith('group'): groups[int(i[5:])][name] = v
-        else: state.setdefault(int(i), {})[name] = v
+    state = {}
+    groups = [{} for _ in opt.param_groups]
+    for key, value in named.items():
+        owner, _, name = key.partition('.')
+        if owner.startswith('group'): groups[int(owner.removeprefix('group'))][name] = value
+        else: state.setdefault(int(owner), {})[name] = value
     opt.load_state_dict(dict(state=state, param_groups=groups))
 
 # %% ../../nbs/37_training.folder.ipynb #254b1b16
-def save_checkpoint(path, parts, opt, about):
-    "State dicts by name, the optimiser and JSON in one file"
-    tensors, kept = _flat(opt)
-    tensors = {f'opt.{k}': v for k, v in tensors.items()}
-    for part, state in parts.items(): tensors |= {f'{part}.{k}': v for k, v in state.items()}
-    save_tensors(path, tensors, about | dict(opt=kept))
+def save_checkpoint(
+    path:str|Path,
+    parts:dict,     # State dicts by name
+    opt,            # The optimiser
+    metadata:dict,  # What JSON can hold
+):
+    "State dicts, the optimiser and JSON in one file"
+    state, numbers = _flat(opt)
+    tensors = {f'opt.{k}': v for k, v in state.items()}
+    for part, values in parts.items(): tensors |= {f'{part}.{k}': v for k, v in values.items()}
+    save_tensors(path, tensors, metadata | dict(opt=numbers))
 
-def load_checkpoint(path, parts, opt):
-    "Fill the modules by name and the optimiser; returns the JSON"
-    tensors, about = load_tensors(path)
-    of = lambda part: {k.partition('.')[2]: v for k, v in tensors.items() if k.partition('.')[0] == part}
+def load_checkpoint(
+    path:str|Path,
+    parts:dict,     # Modules by name; they are filled
+    opt,            # The optimiser; it is filled as well
+)->dict: # The JSON
+    "Fill modules and optimiser with what was saved"
+    tensors, metadata = load_tensors(path)
+    def of(part): return {k.partition('.')[2]: v for k, v in tensors.items() if k.partition('.')[0] == part}
     try:
         for part, module in parts.items(): module.load_state_dict(of(part))
-        _unflat(opt, of('opt') | about['opt'])
-    except (RuntimeError, KeyError, ValueError, IndexError) as e: raise Refused(f'{path}: does not fit this run ({e})') from None
-    return about
+        _load_flat(opt, of('opt') | metadata['opt'])
+    except (RuntimeError, KeyError, ValueError, IndexError) as e:
+        raise Refused(f'{path}: does not fit this run ({e})') from None
+    return metadata
 
 # %% ../../nbs/37_training.folder.ipynb #095bd837
 def fingerprint(
     *parts # Tensors, and lists of str
 )->str: # 16 hexadecimal digits
     "A number that changes when the data does"
-    h = hashlib.sha256()
-    for p in parts: h.update(p.cpu().numpy().tobytes() if isinstance(p, torch.Tensor) else json.dumps([str(o) for o in p]).encode())
-    return h.hexdigest()[:16]
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, torch.Tensor): digest.update(part.cpu().numpy().tobytes())
+        else: digest.update(json.dumps([str(text) for text in part]).encode())
+    return digest.hexdigest()[:16]
