@@ -189,6 +189,14 @@ def test_pictures_stand_upright():
         Path('b.jpg').write_bytes(broken)
         assert sorted(read_rgb('b.jpg').size) == [24, 32]
 
+def test_a_picture_stands_upright_though_its_exif_cannot_be_written_anew(monkeypatch):
+    def fails(*_): raise ValueError
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture().save('t.jpg', exif=exif)
+    monkeypatch.setattr(Image.Exif, 'tobytes', fails)
+    assert read_rgb('t.jpg').size == (24, 32)
+
 @pytest.mark.parametrize('end', ['png', 'jpg', 'bmp', 'gif', 'tif', 'webp'])
 def test_truncated_files(end):
     picture(64).save(f'x.{end}')
