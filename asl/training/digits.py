@@ -17,16 +17,17 @@ def glyphs_of(split):
     from sklearn.datasets import load_digits
     parts = dict(train=slice(1200), test=slice(1200, None), fit=slice(900), valid=slice(900, 1200))
     if split not in parts: raise ValueError(f"split must be 'train', 'test', 'fit' or 'valid', got {split!r}")
-    glyphs, digits = (o[parts[split]] for o in load_digits(return_X_y=True))
-    return torch.tensor(glyphs).float().view(-1, 8, 8)/16, torch.tensor(digits).long()
+    glyphs, digits = load_digits(return_X_y=True)
+    glyphs = torch.tensor(glyphs[parts[split]]).float().view(-1, 8, 8)/16
+    return glyphs, torch.tensor(digits[parts[split]]).long()
 
 # %% ../../nbs/30_training.digits.ipynb #f6fd0d7f
 hues = 'red orange lime green cyan blue violet pink'.split()   # The middles of eight equal parts of the colour circle
 
 def _rgb(turn):
     "Full colours, (..., 3) in [0, 1], at positions on the colour circle, in turns from red"
-    k = (torch.tensor([5., 3., 1.]) + 6*turn[..., None]) % 6
-    return 1 - torch.minimum(k, 4-k).clamp(0, 1)
+    sixth = (torch.tensor([5., 3., 1.]) + 6*turn[..., None]) % 6     # how far each channel is around the circle
+    return 1 - torch.minimum(sixth, 4-sixth).clamp(0, 1)
 
 # %% ../../nbs/30_training.digits.ipynb #cb6c247e
 class Collages(NamedTuple):
@@ -35,9 +36,9 @@ class Collages(NamedTuple):
     targets: Tensor  # (n, n_classes), float32, 0 or 1
     classes: list    # Class names, such as 'red 3'
 
-    def batches(self, order, epoch=0):
+    def batches(self, order, epoch=0):     # noqa: ARG002 - the trainer passes it; other data is distorted anew each epoch
         "Images and targets of each tensor of indices"
-        return ((self.images[b], self.targets[b]) for b in order)
+        return ((self.images[indices], self.targets[indices]) for indices in order)
 
     @property
     def names(self):
@@ -50,36 +51,38 @@ class Collages(NamedTuple):
         return Image.fromarray((255*self.images[i]).round().byte().permute(1, 2, 0).cpu().numpy())
 
 # %% ../../nbs/30_training.digits.ipynb #c34e3ffd
-def _draw(glyphs, digits, n, g):
-    "Images, (n, 3, 16, 16), and for their four cells: digit, position on the hue circle in [0, 8), whether it is shown"
-    pick = torch.randint(len(glyphs), (n, 4), generator=g)
-    hue = 8*torch.rand(n, 4, generator=g)
-    count = torch.randint(1, 4, (n, 1), generator=g)
-    shown = torch.rand(n, 4, generator=g).argsort(1) < count
-    ink = _rgb((hue-.5)/8) * shown[..., None]
-    cells = glyphs[pick][:, :, None] * ink[..., None, None]
+def _draw(glyphs, digits, n, generator):
+    "Images, (n, 3, 16, 16), and of their cells, (n, 4): digit, position on the hue circle in [0, 8), is it shown?"
+    pick = torch.randint(len(glyphs), (n, 4), generator=generator)
+    hue = 8*torch.rand(n, 4, generator=generator)
+    count = torch.randint(1, 4, (n, 1), generator=generator)
+    shown = torch.rand(n, 4, generator=generator).argsort(1) < count
+    ink = _rgb((hue-.5)/8) * shown[..., None]                       # (n, 4, 3)
+    cells = glyphs[pick][:, :, None] * ink[..., None, None]         # (n, 4, 3, 8, 8)
     images = cells.view(n, 2, 2, 3, 8, 8).permute(0, 3, 1, 4, 2, 5).reshape(n, 3, 16, 16)
     return images, digits[pick], hue, shown
 
 # %% ../../nbs/30_training.digits.ipynb #68d4d887
-def _groups(k):
+def _hue_groups(k):
     "Names of the k groups into which the eight hues fall; one group has none"
-    return [''] if k == 1 else ['/'.join(hues[i:i+8//k]) for i in range(0, 8, 8//k)]
+    if k == 1: return ['']
+    size = len(hues)//k
+    return ['/'.join(hues[i:i+size]) for i in range(0, len(hues), size)]
 
 # %% ../../nbs/30_training.digits.ipynb #4605832c
 def digit_collages(
     split:str='train', # 'train' or 'test'; they share no glyph. 'fit' and 'valid' divide the glyphs of 'train'
-    n:int=None,        # Number of images; 3000 for 'train' and 'fit', 2000 for 'test' and 'valid' if not given
+    n:int|None=None,   # Number of images; 3000 for 'train' and 'fit', 2000 for 'test' and 'valid' if not given
     seed:int=0,        # Same seed, same images, >= 0
-    n_classes:int=80,  # 80: a digit in a hue, 2.5% positive; 40 or 20: in one of 4 or 2 groups of hues; 10: the digit alone, 20%
+    n_classes:int=80,  # 80: a digit in a hue, 2.5% positive; 40, 20: in one of 4, 2 groups of hues; 10: a digit, 20%
 )->Collages:           # Images, targets, class names
     "Collages of one to three handwritten digits in random hues"
     if n_classes not in (10, 20, 40, 80): raise ValueError(f'n_classes must be 10, 20, 40 or 80, got {n_classes!r}')
     glyphs, digits = glyphs_of(split)
-    held = split in ('test', 'valid')
-    if n is None: n = 2000 if held else 3000
-    images, digit, hue, shown = _draw(glyphs, digits, n, torch.Generator().manual_seed(2*seed + held))
-    names = _groups(n_classes//10)
-    label = len(names)*digit + hue.long()*len(names)//8
+    held_out = split in ('test', 'valid')
+    if n is None: n = 2000 if held_out else 3000
+    images, digit, hue, shown = _draw(glyphs, digits, n, torch.Generator().manual_seed(2*seed + held_out))
+    groups = _hue_groups(n_classes//10)
+    label = len(groups)*digit + hue.long()*len(groups)//8           # (n, 4)
     targets = torch.zeros(n, n_classes).scatter_reduce(1, label, shown.float(), 'amax')
-    return Collages(images, targets, [f'{h} {d}'.strip() for d in range(10) for h in names])
+    return Collages(images, targets, [f'{group} {d}'.strip() for d in range(10) for group in groups])

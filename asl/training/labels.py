@@ -30,13 +30,15 @@ class ImageSet(NamedTuple):
 
     def at(self, i):
         "Where image `i` is listed, and its path: how a message begins"
-        return self.where[i] if self.where[i] == str(self.files[i]) else f'{self.where[i]}: {self.files[i]}'
+        where = self.where[i]
+        return where if where == str(self.files[i]) else f'{where}: {self.files[i]}'
 
     def pick(self, indices):
         "The images at `indices` (integers, or a mask), in this order"
-        i = torch.arange(len(self.files))[torch.as_tensor(indices, dtype=None if len(indices) else torch.long)]
-        files, where = ([o[j] for j in i.tolist()] for o in (self.files, self.where))
-        return self._replace(files=files, targets=self.targets[i], where=where)
+        chosen = torch.as_tensor(indices, dtype=None if len(indices) else torch.long)
+        order = torch.arange(len(self.files))[chosen]
+        return self._replace(targets=self.targets[order],
+            files=[self.files[i] for i in order.tolist()], where=[self.where[i] for i in order.tolist()])
 
 # %% ../../nbs/31_training.labels.ipynb #dd0ba0bb
 def _text(path):
@@ -52,15 +54,23 @@ def _text(path):
     return text
 
 # %% ../../nbs/31_training.labels.ipynb #75c55325
-def _rows(path):
+def _delimiter(text):
+    "What separates the cells of a CSV, by its header"
+    header = re.split('[\r\n]', text.lstrip('\r\n'))[0]
+    unquoted = re.sub('"[^"]*"', '', header)
+    return next((d for d in ',;\t' if d in unquoted), ',')
+
+# Not pandas: it is a large dependency, and says of a broken row neither the file nor the line to mend
+def _csv_rows(path):
     "The rows of a CSV that aren't empty: where each begins, the header being row 1, and its cells"
-    text, rows, start = _text(path), [], 1
-    first = re.sub('"[^"]*"', '', re.split('[\r\n]', text.lstrip('\r\n'))[0])
-    delimiter = next((d for d in ',;\t' if d in first), ',')
-    reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, skipinitialspace=True, strict=True)
+    text = _text(path)
+    reader = csv.reader(io.StringIO(text, newline=''), delimiter=_delimiter(text), skipinitialspace=True, strict=True)
+    rows = []
+    start = 1
     try:
         for cells in reader:
-            if any(c.strip() for c in cells): rows.append((start, [c.strip() for c in cells]))
+            cells = [cell.strip() for cell in cells]
+            if any(cells): rows.append((start, cells))
             start = reader.line_num + 1
     except csv.Error as e:
         why = 'a quote opens that never closes' if 'unexpected end' in str(e) else f'not CSV ({e})'
@@ -68,6 +78,10 @@ def _rows(path):
     return rows
 
 # %% ../../nbs/31_training.labels.ipynb #4a5dec66
+def a_few(names, most=8):
+    "The first names, and how many there are"
+    return ', '.join(names[:most]) + (f', ... ({len(names)} in all)' if len(names) > most else '')
+
 def _suffixes():
     "The endings of files that Pillow can decode by itself"
     from PIL import Image
@@ -75,29 +89,31 @@ def _suffixes():
     readable = set(Image.OPEN) - {'BUFR', 'EPS', 'GRIB', 'HDF5', 'MPEG', 'WMF'}
     return {end for end, kind in Image.registered_extensions().items() if kind in readable}
 
-def a_few(names, most=8):
-    "The first names, and how many there are"
-    return ', '.join(names[:most]) + (f', ... ({len(names)} in all)' if len(names) > most else '')
-
 # %% ../../nbs/31_training.labels.ipynb #8e8030e1
 def read_table(path):
-    "The header of a CSV, and its rows, each as long as the header"
-    rows = _rows(path)
+    "The header of a CSV, and its rows, each a pair of where it begins and its cells, as many as the header has"
+    rows = _csv_rows(path)
     if not rows: raise Refused(f'{path}: empty')
-    (first, header), *rows = rows
-    at = f'{path}, row {first}'
-    if Path(header[0]).suffix.lower() in _suffixes(): raise Refused(f'{at}: names an image; the first row must name the columns')
-    for i, name in enumerate(header):
-        if not name: raise Refused(f'{at}: column {i+1} has no name (pandas writes such an index; save with index=False)')
-        if name in header[:i]: raise Refused(f'{at}: two columns are called {name}')
+    first, header = rows.pop(0)
+    _check_header(f'{path}, row {first}', header)
     if not rows: raise Refused(f'{path}: a header and nothing below')
     for row, cells in rows:
-        n, much = len(cells) - len(header), f'{len(cells)} for {len(header)} columns'
-        if n: raise Refused(f"{path}, row {row}: too {'many' if n > 0 else 'few'} cells, {much}")
+        if len(cells) == len(header): continue
+        much = 'many' if len(cells) > len(header) else 'few'
+        raise Refused(f'{path}, row {row}: too {much} cells, {len(cells)} for {len(header)} columns')
     return header, rows
 
+def _check_header(at, header):
+    "Refuse a header that is none, or whose columns have no name or no name of their own; `at` is where it stands"
+    if Path(header[0]).suffix.lower() in _suffixes():
+        raise Refused(f'{at}: names an image; the first row must name the columns')
+    for i, name in enumerate(header):
+        if not name:
+            raise Refused(f'{at}: column {i+1} has no name (pandas writes such an index; save with index=False)')
+        if name in header[:i]: raise Refused(f'{at}: two columns are called {name}')
+
 # %% ../../nbs/31_training.labels.ipynb #c9c9c98c
-def _place(name, images):
+def _path_inside(name, images):
     "The path of a named image, or None if it isn't in the folder"
     try: path = os.path.relpath(os.path.join(os.path.abspath(images), name.replace('\\', '/')), images)
     except ValueError: return None  # another drive
@@ -106,66 +122,82 @@ def _place(name, images):
 # %% ../../nbs/31_training.labels.ipynb #3f0e8e92
 def files_of(path, rows, column, images, suffix):
     "The path of each row's image, no two the same"
-    files, seen = [], {}
+    row_of = {}
     for row, cells in rows:
-        at, name = f'{path}, row {row}', cells[column] + suffix
+        at = f'{path}, row {row}'
         if not cells[column]: raise Refused(f'{at}: no file name')
-        file = _place(name, images)
+        name = cells[column] + suffix
+        file = _path_inside(name, images)
         if file is None: raise Refused(f'{at}: {name} is not in the folder {images}')
-        if file in seen: raise Refused(f'{at}: {name} is already in row {seen[file]}')
-        seen[file] = row
-        files.append(file)
-    return files
+        if file in row_of: raise Refused(f'{at}: {name} is already in row {row_of[file]}')
+        row_of[file] = row
+    return list(row_of)
 
 # %% ../../nbs/31_training.labels.ipynb #1d90e738
-def _unknown(classes): return f'is not among the classes of training ({a_few(classes)})'
+def _unknown(classes):
+    "The end of a message about a name that training did not have"
+    return f'is not among the classes of training ({a_few(classes)})'
 
 # %% ../../nbs/31_training.labels.ipynb #02ae78e7
+def _separator(texts, classes):
+    "The first of four separators that is in any text and in no class name; '' if none is"
+    usable = [s for s in '|;, ' if not any(s in name for name in classes or ())]
+    return next((s for s in usable if any(s in text for text in texts)), '')
+
 def _label_targets(path, rows, column, separator, classes):
     "Targets (n, C) and class names from cells of separated labels"
     texts = [cells[column] for _, cells in rows]
-    if separator is None:
-        usable = [s for s in '|;, ' if not any(s in c for c in classes or ())]
-        separator = next((s for s in usable if any(s in t for t in texts)), '')
-    found = [{l.strip() for l in (t.split(separator) if separator else [t])} - {''} for t in texts]
-    known = sorted(set().union(*found)) if classes is None else classes
+    if separator is None: separator = _separator(texts, classes)
+    parts = [text.split(separator) if separator else [text] for text in texts]
+    found = [{label.strip() for label in labels} - {''} for labels in parts]
+    known = sorted(set().union(*found)) if classes is None else list(classes)
     if not known: raise Refused(f'{path}: no image has a label')
-    index, targets = {c: i for i, c in enumerate(known)}, torch.zeros(len(rows), len(known))
+    index = {name: c for c, name in enumerate(known)}
     for (row, _), labels in zip(rows, found):
-        for l in sorted(labels - index.keys()): raise Refused(f'{path}, row {row}: the label {l!r} {_unknown(known)}')
-    at = [(i, index[l]) for i, labels in enumerate(found) for l in labels]
-    targets[tuple(torch.tensor(at, dtype=torch.long).view(-1, 2).T)] = 1
-    return targets, list(known)
+        for label in sorted(labels - index.keys()):
+            raise Refused(f'{path}, row {row}: the label {label!r} {_unknown(known)}')
+    there = [(i, index[label]) for i, labels in enumerate(found) for label in labels]
+    image, label = torch.tensor(there, dtype=torch.long).view(-1, 2).T
+    targets = torch.zeros(len(rows), len(known))
+    targets[image, label] = 1
+    return targets, known
 
 # %% ../../nbs/31_training.labels.ipynb #b2e60c9d
-_marks = {'0': 0., '0.0': 0., '1': 1., '1.0': 1., '': -100.}
+CELLS = {'0': 0., '0.0': 0., '1': 1., '1.0': 1., '': -100.}     # the target that a cell of a class stands for
 
 def _column_targets(path, header, rows, columns, classes):
     "Targets (n, C) and class names from a column per class with 0, 1 or nothing"
-    names = [header[i] for i in columns]
-    for n in names:
-        if classes is not None and n not in classes: raise Refused(f'{path}: the column {n!r} {_unknown(classes)}')
-    for c in classes or ():
-        if c not in names: raise Refused(f'{path}: no column {c!r}, which is a class of training')
-    if classes is not None: columns = [header.index(c) for c in classes]
+    if classes is not None:
+        _check_class_columns(path, [header[i] for i in columns], classes)
+        columns = [header.index(name) for name in classes]
     for row, cells in rows:
         for i in columns:
-            if cells[i] in _marks: continue
-            hint = '; if one column holds all labels, name it with --label_column' if re.search('[^\\W\\d]', cells[i]) else ''
+            if cells[i] in CELLS: continue
+            has_letters = re.search(r'[^\W\d]', cells[i])
+            hint = '; if one column holds all labels, name it with --label_column' if has_letters else ''
             raise Refused(f'{path}, row {row}, column {header[i]}: {cells[i]!r} is not 0, 1 or empty{hint}')
-    return torch.tensor([[_marks[cells[i]] for i in columns] for _, cells in rows]), [header[i] for i in columns]
+    targets = torch.tensor([[CELLS[cells[i]] for i in columns] for _, cells in rows])
+    return targets, [header[i] for i in columns]
+
+def _check_class_columns(path, names, classes):
+    "Refuse columns that are not just the classes of training"
+    for name in names:
+        if name not in classes: raise Refused(f'{path}: the column {name!r} {_unknown(classes)}')
+    for name in classes:
+        if name not in names: raise Refused(f'{path}: no column {name!r}, which is a class of training')
 
 # %% ../../nbs/31_training.labels.ipynb #e5f8b1be
-_sides = {word: True for word in '1 1.0 true yes valid val validation'.split()} | {
-    word: False for word in ('0', '0.0', 'false', 'no', 'train', '')}
+VALID_WORDS = {'1', '1.0', 'true', 'yes', 'valid', 'val', 'validation'}
+TRAIN_WORDS = {'0', '0.0', 'false', 'no', 'train', ''}
 
 def _valid_mask(path, header, rows, column):
     "Which rows are for validation, (n,) bool"
-    for row, cells in rows:
-        if cells[column].lower() in _sides: continue
+    words = [cells[column].lower() for _, cells in rows]
+    for word, (row, cells) in zip(words, rows):
+        if word in VALID_WORDS or word in TRAIN_WORDS: continue
         at = f'{path}, row {row}, column {header[column]}'
         raise Refused(f'{at}: {cells[column]!r} is neither valid nor train (nor 1 or 0, true or false, yes or no)')
-    return torch.tensor([_sides[cells[column].lower()] for _, cells in rows])
+    return torch.tensor([word in VALID_WORDS for word in words])
 
 # %% ../../nbs/31_training.labels.ipynb #e468183a
 def column_of(path, header, name):
@@ -174,82 +206,99 @@ def column_of(path, header, name):
     raise Refused(f'{path}: no column {name!r}; there are {a_few(header)}')
 
 # %% ../../nbs/31_training.labels.ipynb #986ed11e
+class Columns(NamedTuple):
+    "Which columns hold what, by their indices"
+    files: int
+    valid: int|None
+    labels: int|None    # None: each of the others is a class
+    others: list        # All but those of files and validation
+
 def _columns(path, header, rows, files, labels, valid, classes):
-    "The indices of the columns: file name, validation or None, labels or None, and all others"
-    f = 0 if files is None else column_of(path, header, files)
-    v, l = (None if name is None else column_of(path, header, name) for name in (valid, labels))
-    for i in (v, l):
-        if i is not None and [f, v, l].count(i) > 1: raise Refused(f'{path}: the column {header[i]!r} cannot hold two things')
-    others = [i for i in range(len(header)) if i not in (f, v)]
+    "The columns of these names, and what can be told of those without"
+    file = 0 if files is None else column_of(path, header, files)
+    part = None if valid is None else column_of(path, header, valid)
+    label = None if labels is None else column_of(path, header, labels)
+    for i in (part, label):
+        if i is not None and [file, part, label].count(i) > 1:
+            raise Refused(f'{path}: the column {header[i]!r} cannot hold two things')
+    others = [i for i in range(len(header)) if i not in (file, part)]
     if not others: raise Refused(f'{path}: no column with labels; there are {a_few(header)}')
-    if l is None and len(others) == 1:
-        only = others[0]
-        is_class = {cells[only] for _, cells in rows} <= _marks.keys() if classes is None else [header[only]] == list(classes)
-        if not is_class: l = only
-    return f, v, l, others
+    if label is None and len(others) == 1 and not _is_class(others[0], header, rows, classes): label = others[0]
+    return Columns(file, part, label, others)
+
+def _is_class(column, header, rows, classes):
+    "Is the only column left a class, with 0, 1 or nothing in its cells, and not one of labels?"
+    if classes is not None: return [header[column]] == list(classes)
+    return {cells[column] for _, cells in rows} <= CELLS.keys()
 
 # %% ../../nbs/31_training.labels.ipynb #4bb712d7
 def read_csv(
-    path:str,           # The CSV: UTF-8, a header; cells separated by commas, semicolons or tabs
-    images:str='.',     # Folder that file names start from, and none may leave
+    path:str,                # The CSV: UTF-8, a header; cells separated by commas, semicolons or tabs
+    images:str='.',          # Folder that file names start from, and none may leave
     *,
-    files:str=None,     # Column of file names (default: the first)
-    labels:str=None,    # Column of separated labels (default: the only other one; if there are more, each is a class)
-    separator:str=None, # Between labels; '' for one label a cell (default: the first of | ; , and space that occurs)
-    suffix:str='',      # Appended to every file name, such as '.jpg'
-    valid:str=None,     # Column that says which rows are for validation
-    classes:list=None,  # Class names, if they are known already (default: labels in order of the alphabet, columns as they stand)
-)->tuple:               # ImageSet with targets (n, C), and which are for validation, (n,) bool or None; or Refused
+    files:str|None=None,     # Column of file names (default: the first)
+    labels:str|None=None,    # Column of separated labels (default: the only other one; of more, each is a class)
+    separator:str|None=None, # Between labels; '' for one label a cell (default: the first of | ; , and space there is)
+    suffix:str='',           # Appended to every file name, such as '.jpg'
+    valid:str|None=None,     # Column that says which rows are for validation
+    classes:list|None=None,  # Class names, if known already (default: labels sorted, columns as they stand)
+)->tuple[ImageSet, Tensor|None]: # With targets (n, C); which are for validation, (n,) bool, or None; or Refused
     "Images and labels from a CSV"
     if not Path(images).is_dir(): raise Refused(f'--images {images}: no such folder')
     header, rows = read_table(path)
-    f, v, l, others = _columns(path, header, rows, files, labels, valid, classes)
-    mask = None if v is None else _valid_mask(path, header, rows, v)
-    paths = files_of(path, rows, f, images, suffix)
-    targets, names = (_column_targets(path, header, rows, others, classes) if l is None else
-                      _label_targets(path, rows, l, separator, classes))
-    return ImageSet(paths, targets, names, [f'{path}, row {row}' for row, _ in rows]), mask
+    columns = _columns(path, header, rows, files, labels, valid, classes)
+    in_valid = None if columns.valid is None else _valid_mask(path, header, rows, columns.valid)
+    paths = files_of(path, rows, columns.files, images, suffix)
+    if columns.labels is None: targets, names = _column_targets(path, header, rows, columns.others, classes)
+    else: targets, names = _label_targets(path, rows, columns.labels, separator, classes)
+    return ImageSet(paths, targets, names, [f'{path}, row {row}' for row, _ in rows]), in_valid
 
 # %% ../../nbs/31_training.labels.ipynb #5b21e39e
 def images_in(folder):
     "The images in a folder and below, in order, hidden ones left out"
-    suffixes, found, seen = _suffixes(), [], set()
+    suffixes = _suffixes()
+    found = []
+    seen = set()
     for path, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(path)
-        folders[:] = () if real in seen else sorted(f for f in folders if f[0] != '.')
-        if real not in seen: found += [Path(path, f) for f in files if f[0] != '.' and Path(f).suffix.lower() in suffixes]
-        seen.add(real)
+        if real in seen: folders.clear()      # and so no further down
+        else:
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if name[0] != '.')
+            found += [Path(path, name) for name in files if name[0] != '.' and Path(name).suffix.lower() in suffixes]
     return sorted(found)
 
 # %% ../../nbs/31_training.labels.ipynb #80219d6e
-_parts = {'train', 'training', 'valid', 'val', 'validation', 'test', 'testing'}
+PARTS = {'train', 'training', 'valid', 'val', 'validation', 'test', 'testing'}     # of data sets, not classes
 
 def _class_folders(images, classes):
     "The folders of the classes, in order, if they can be that"
-    try: folders = sorted(p for p in Path(images).iterdir() if p.is_dir() and p.name[0] != '.')
-    except OSError as e: raise Refused(f'--images {images}: {e.strerror}') from None
-    names = [p.name for p in folders]
-    if names and {n.lower() for n in names} <= _parts:
-        raise Refused(f'--images {images}: its folders {a_few(names)} are no classes; give one to --images, another to --valid')
+    at = f'--images {images}'
+    try: folders = sorted(path for path in Path(images).iterdir() if path.is_dir() and path.name[0] != '.')
+    except OSError as e: raise Refused(f'{at}: {e.strerror}') from None
+    names = [folder.name for folder in folders]
+    if names and {name.lower() for name in names} <= PARTS:
+        raise Refused(f'{at}: its folders {a_few(names)} are no classes; give one to --images, another to --valid')
     if classes is None and len(names) < 2:
         has = a_few(names) or 'none'
-        raise Refused(f'--images {images}: needs a folder for each of 2 classes or more, has {has}; or give a CSV of labels')
-    for p in folders:
-        if classes is not None and p.name not in classes: raise Refused(f'{p}: the class {_unknown(classes)}')
+        raise Refused(f'{at}: needs a folder for each of 2 classes or more, has {has}; or give a CSV of labels')
+    for folder in folders:
+        if classes is not None and folder.name not in classes: raise Refused(f'{folder}: the class {_unknown(classes)}')
     return folders
 
 # %% ../../nbs/31_training.labels.ipynb #6dfca06b
 def read_folder(
-    images:str,        # Folder with a folder for each class
-    classes:list=None, # Class names, if they are known already (default: the names of the folders in order)
-)->ImageSet:           # With targets (n,); Refused if anything is wrong
+    images:str,             # Folder with a folder for each class
+    classes:list|None=None, # Class names, if they are known already (default: the names of the folders in order)
+)->ImageSet:                # With targets (n,); Refused if anything is wrong
     "Images in a folder per class: one label each"
     folders = _class_folders(images, classes)
-    classes = [p.name for p in folders] if classes is None else list(classes)
-    files, targets = [], []
-    for p in folders:
-        found = images_in(p)
-        if not found: raise Refused(f'{p}: no image in the folder of this class')
+    classes = [folder.name for folder in folders] if classes is None else list(classes)
+    files = []
+    targets = []
+    for folder in folders:
+        found = images_in(folder)
+        if not found: raise Refused(f'{folder}: no image in the folder of this class')
         files += found
-        targets += [classes.index(p.name)]*len(found)
-    return ImageSet(files, torch.tensor(targets, dtype=torch.long), classes, [str(f) for f in files])
+        targets += [classes.index(folder.name)]*len(found)
+    return ImageSet(files, torch.tensor(targets, dtype=torch.long), classes, [str(file) for file in files])

@@ -10,81 +10,89 @@ import torch
 from torch import nn
 
 from ..cli import Refused
-from ..loss import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel
-from ..loss import init_prior_
+from ..loss import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel, init_prior_
 from ..posterior import class_prior
 
 # %% ../../nbs/34_training.model.ipynb #5f02f86b
 def _conv3(n_classes):
     "Three 3x3 convolutions with 32, 64 and 128 channels, an average over the image, and a linear layer"
-    block = lambda i, o: [nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU()]
-    return nn.Sequential(*block(3, 32), nn.MaxPool2d(2), *block(32, 64), nn.MaxPool2d(2), *block(64, 128),
-                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, n_classes))
+    def convolution(before, after):
+        return nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()
+
+    return nn.Sequential(
+        *convolution(3, 32), nn.MaxPool2d(2),
+        *convolution(32, 64), nn.MaxPool2d(2),
+        *convolution(64, 128), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, n_classes))
 
 # %% ../../nbs/34_training.model.ipynb #1a02fe92
-def _timm(name, n_classes, size, pretrained):
-    "A timm model; one of a fixed size is made for `size`"
-    import timm
-    cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    fixed = dict(img_size=size) if cfg and cfg.fixed_input_size and size not in (None, cfg.input_size[-1]) else {}
-    return timm.create_model(name, in_chans=3, num_classes=n_classes, pretrained=pretrained, **fixed)
-
 def make_model(
-    name:str,      # 'conv3' or any timm model
-    n_classes:int, # Number of logits
-    size:int=16,   # Side of the pictures in pixels; None: as the model comes
-)->nn.Module:      # Takes images (n, 3, size, size), random weights
+    name:str,         # 'conv3' or any timm model
+    n_classes:int,    # Number of logits
+    size:int|None=16, # Side of the pictures in pixels; None: as the model comes
+)->nn.Module:         # Takes images (n, 3, size, size), random weights
     "A small network, or any timm model that can take images of this size"
     if name == 'conv3': return _conv3(n_classes)
     try:
-        model = _timm(name, n_classes, size, False)
+        model = _timm_model(name, n_classes, size, pretrained=False)
         side = picture_config(model, size)['size']
-        with torch.no_grad(): out = model.eval()(torch.zeros(2, 3, side, side))
+        with torch.no_grad(): logits = model.eval()(torch.zeros(2, 3, side, side))
     except Exception as e: raise Refused(f'--model {name}: {e}') from None
-    if out.shape != (2, n_classes): raise Refused(f'--model {name}: gives {tuple(out.shape)} for 2 pictures, needs (2, {n_classes})')
+    if logits.shape != (2, n_classes):
+        raise Refused(f'--model {name}: gives {tuple(logits.shape)} for 2 pictures, needs (2, {n_classes})')
     return model
+
+def _timm_model(name, n_classes, size, pretrained):
+    "A timm model; one that takes pictures of one size is made for `size`"
+    import timm
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    sized = config and config.fixed_input_size and size not in (None, config.input_size[-1])
+    more = dict(img_size=size) if sized else {}
+    return timm.create_model(name, in_chans=3, num_classes=n_classes, pretrained=pretrained, **more)
 
 # %% ../../nbs/34_training.model.ipynb #c347bc1e
 def picture_config(
-    model:nn.Module, # As `make_model` makes it
-    size:int=None,   # Side in pixels; None: as the model comes
+    model:nn.Module,    # As `make_model` makes it
+    size:int|None=None, # Side in pixels; None: as the model comes
 )->dict: # size, mean and std of each colour in [0, 1], interpolation
     "How a network wants its pictures"
-    cfg = getattr(model, 'pretrained_cfg', None)
-    if cfg is None: return dict(size=size or 64, mean=[.5]*3, std=[.5]*3, interpolation='bicubic')
-    return dict(size=size or cfg['input_size'][-1], mean=list(cfg['mean']), std=list(cfg['std']), interpolation=cfg['interpolation'])
+    config = getattr(model, 'pretrained_cfg', None)
+    if config is None: return dict(size=size or 64, mean=[.5]*3, std=[.5]*3, interpolation='bicubic')
+    return dict(size=size or config['input_size'][-1], mean=list(config['mean']), std=list(config['std']),
+        interpolation=config['interpolation'])
 
 # %% ../../nbs/34_training.model.ipynb #718c919f
 def use_pretrained(
-    model:nn.Module, # As `make_model` makes it; its weights are replaced where that is possible
-    name:str,        # Its name in timm
+    model:nn.Module,    # As `make_model` makes it; its weights are replaced where that is possible
+    name:str,           # Its name in timm
     n_classes:int,
-    size:int=None,   # As for `make_model`
-)->str: # Why it kept its random weights; None if it got the pretrained ones
+    size:int|None=None, # As for `make_model`
+)->str|None: # Why it kept its random weights; None if it got the pretrained ones
     "Give a model the weights that timm has for it; a failure to get them is told, not raised"
     import logging
     logging.getLogger('huggingface_hub').setLevel(logging.CRITICAL)     # it announces each of many retries
-    try: model.load_state_dict(_timm(name, n_classes, size, True).state_dict())
+    try: model.load_state_dict(_timm_model(name, n_classes, size, pretrained=True).state_dict())
     except Exception as e: return str(e).partition('\n')[0] or type(e).__name__
 
-# %% ../../nbs/34_training.model.ipynb #c8460e57
-_asl = dict(gamma_neg=4., gamma_pos=1., clip=.05, disable_torch_grad_focal_loss=False)
-_losses = dict(bce={}, focal=dict(gamma_neg=2., gamma_pos=2.), asl=_asl, timm_asl=_asl)
-_asl_single = dict(gamma_neg=4., gamma_pos=1., eps=.1)
-_losses_single = dict(ce=dict(eps=0.), focal=dict(gamma_pos=2.), asl=_asl_single, timm_asl=_asl_single)
+# %% ../../nbs/34_training.model.ipynb #799fde9f
+ASL = dict(gamma_neg=4., gamma_pos=1., clip=.05, disable_torch_grad_focal_loss=False)     # of the paper's code
+LOSSES = dict(bce={}, focal=dict(gamma_neg=2., gamma_pos=2.), asl=ASL, timm_asl=ASL)
+ASL_SINGLE = dict(gamma_neg=4., gamma_pos=1., eps=.1)
+LOSSES_SINGLE = dict(ce=dict(eps=0.), focal=dict(gamma_pos=2.), asl=ASL_SINGLE, timm_asl=ASL_SINGLE)
 
+# %% ../../nbs/34_training.model.ipynb #c8460e57
 def loss_settings(
     loss:str,          # bce, focal, asl or timm_asl; with one label an image ce in place of bce
     single:bool=False, # One label an image
     **given            # Settings in place of the defaults; None: not given
 )->dict: # All settings of this loss
     "The settings of a loss by name; a setting that it does not have is refused"
-    losses = _losses_single if single else _losses
+    losses = LOSSES_SINGLE if single else LOSSES
     if loss not in losses:
-        raise Refused(f"--loss {loss}: with {'one label' if single else 'several labels'} an image choose one of {', '.join(losses)}")
-    given = {k: v for k, v in given.items() if v is not None}
-    for k in given:
-        if k not in losses[loss]: raise Refused(f'--{k}: the loss {loss} has no such setting')
+        labels = 'one label' if single else 'several labels'
+        raise Refused(f"--loss {loss}: with {labels} an image choose one of {', '.join(losses)}")
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in given:
+        if name not in losses[loss]: raise Refused(f'--{name}: the loss {loss} has no such setting')
     return losses[loss] | given
 
 # %% ../../nbs/34_training.model.ipynb #4524a98e
@@ -92,11 +100,12 @@ def meaning(
     settings:dict,     # As `loss_settings` gives them
     single:bool=False, # One label an image
     **kwargs           # Such as reduction
-)->nn.Module: # An asymmetric loss
+)->AsymmetricLossMultiLabel|AsymmetricLossSingleLabel:
     "The loss of these settings as this library's module, which knows its posterior"
     if single: return AsymmetricLossSingleLabel(**dict(gamma_neg=0., gamma_pos=0., eps=0.) | settings, **kwargs)
     return AsymmetricLossMultiLabel(**dict(gamma_neg=0., gamma_pos=0., clip=0.) | settings, **kwargs)
 
+# %% ../../nbs/34_training.model.ipynb #1e70c1e1
 def make_loss(
     loss:str,          # As for `loss_settings`
     single:bool=False, # One label an image
@@ -105,16 +114,20 @@ def make_loss(
     "The loss module, averaged over images; with several labels an image, summed over classes"
     reduction = 'mean' if single else 'batchmean'
     if loss != 'timm_asl': return meaning(settings, single, reduction=reduction)
-    from timm import loss as timm
-    return (timm.AsymmetricLossSingleLabel if single else timm.AsymmetricLossMultiLabel)(**settings, reduction=reduction)
+    from timm.loss import asymmetric_loss as timm
+    timm_loss = timm.AsymmetricLossSingleLabel if single else timm.AsymmetricLossMultiLabel
+    return timm_loss(**settings, reduction=reduction)
 
 # %% ../../nbs/34_training.model.ipynb #95f6ec54
 def start_at_prior(
-    net:nn.Module, # Its last bias is set
+    net:nn.Module,        # Its last bias is set
     targets:torch.Tensor, # (n, C): 1, 0, or -100 where unknown
-    settings:dict, # Of the loss
+    settings:dict,        # Of the loss
 ):
     "Set the last bias so that each score means the share of positives in its class"
-    last = [m for m in net.modules() if isinstance(getattr(m, 'bias', None), nn.Parameter)][-1]
-    if last.bias.shape == targets.shape[1:]: init_prior_(last, class_prior(targets), meaning(settings))
-    else: raise Refused('--model: its last layer has no bias of one number a class; pass --no_prior')
+    last = [layer for layer in net.modules() if isinstance(getattr(layer, 'bias', None), nn.Parameter)][-1]
+    if last.bias.shape != targets.shape[1:]:
+        raise Refused('--model: its last layer has no bias of one number a class; pass --no_prior')
+    loss = meaning(settings)
+    assert isinstance(loss, AsymmetricLossMultiLabel)
+    init_prior_(last, class_prior(targets), loss)

@@ -8,123 +8,105 @@ __all__ = ['report_html', 'write_report']
 # %% ../../nbs/42_training.page.ipynb #234d386d
 import json, math, struct
 from base64 import b64encode
-from html import escape
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Callable
+from typing import NamedTuple
 
 import torch
+from jinja2 import DictLoader, Environment, StrictUndefined
 
 from .figures import Outcome, best_record, shortened, figures
 from .folder import write
 
 # %% ../../nbs/42_training.page.ipynb #444cc9c7
-def _uri(data, kind='png'): return f'data:image/{kind};base64,{b64encode(data).decode()}'
+PAGE = '''{% from 'table.html' import table %}
+{% from 'card.html' import card %}
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>{% include 'style.css' %}</style>
+</head>
+<body>
+<main>
+<h1>{{ title }}</h1>
+<p class="soft">{{ summary }}</p>
+<h2>Scores</h2>
+{{ table(score_head, score_rows) }}
+<details>
+<summary>Settings</summary>
+{{ table(['setting', 'value'], setting_rows) }}
+</details>
+<h2>Plots</h2>
+<div class="plots">
+{% for plot in plots %}
+<figure class="plot {{ plot.name }}">
+<img src="{{ plot.uri }}" width="{{ plot.width }}" height="{{ plot.height }}" alt="{{ plot.title }}">
+<figcaption>{{ plot.caption }}</figcaption>
+</figure>
+{% endfor %}
+</div>
+{% for part in predictions %}
+<h2>{{ part.title }} predictions</h2>
+<p class="soft">{{ part.what }}. {{ legend }}.</p>
+<ul class="cards">
+{% for image in part.images %}
+{{ card(image) }}
+{% endfor %}
+</ul>
+{% endfor %}
+</main>
+</body>
+</html>
+'''
 
-def _table(head, rows):
-    "A table whose first row and column are headings"
-    head = ''.join(f'<th scope="col">{escape(h)}</th>' for h in head)
-    cells = lambda row: ''.join(f'<td>{escape(c)}</td>' for c in row)
-    rows = '\n'.join(f'<tr><th scope="row">{escape(r)}</th>{cells(row)}</tr>' for r, *row in rows)
-    return f'<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>'
+# %% ../../nbs/42_training.page.ipynb #c09cedd4
+TABLE = '''{% macro table(head, rows) %}
+<table>
+<thead><tr>{% for name in head %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for row in rows %}
+<tr><th scope="row">{{ row[0] }}</th>{% for cell in row[1:] %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody>
+</table>
+{%- endmacro %}
+'''
 
-# %% ../../nbs/42_training.page.ipynb #6d10ddf9
-_names = dict(train_loss='loss, training images', test_loss='loss, validation images', accuracy='accuracy, %', top5='top 5, %',
-    mAP='mAP, %', OF1='OF1 at 0.5, %', best_OF1='best OF1, %', threshold='its threshold',
-    OF1_posterior='OF1 at 0.5 of the posterior, %', ECE='calibration error, %', ECE_posterior='calibration error of the posterior, %', gap='probability gap')
-
-def _number(name, v):
-    if v is None or math.isnan(v): return '–'
-    return f'{v:.1f}' if name.endswith('%') else f'{v:.4g}'
-
-# %% ../../nbs/42_training.page.ipynb #8abcf0d5
-def _scores(records):
-    "The last epoch, and the best one if it is another"
-    by = 'accuracy' if 'accuracy' in records[-1] else 'mAP'
-    last, best = records[-1], best_record(records, by) or records[-1]
-    shown = {f"last epoch ({last['epoch']})": last}
-    if best['epoch'] != last['epoch']: shown[f"best epoch by {by} ({best['epoch']})"] = best
-    keys = [k for k in dict.fromkeys([*_names, *last]) if k != 'epoch' and isinstance(last.get(k), (int, float))]
-    rows = [[(name := _names.get(k, k)), *(_number(name, r.get(k)) for r in shown.values())] for k in keys]
-    return _table(['score', *shown], rows)
-
-def _settings(settings):
-    "What was asked for, as a table that is folded away"
-    rows = [[str(k), v if isinstance(v, str) else json.dumps(v, default=str)] for k, v in settings.items()]
-    return f"<details>\n<summary>Settings</summary>\n{_table(['setting', 'value'], rows)}\n</details>"
-
-# %% ../../nbs/42_training.page.ipynb #87088993
-_captions = dict(
-    loss=('Loss over epochs',
-        'Where the validation curve turns up while the training curve still falls, the model learns its images by heart.'),
-    map=('mAP over epochs', 'How well the validation images are ranked; a curve that still rises asks for more epochs.'),
-    ap=('Average precision by class', 'What the mean hides: the average precision of each class, hardest on top.'),
-    reliability=('Reliability diagram',
-        'On the line, what the model says is a true frequency, and below it the model says too much; '
-        'pale marks rest on fewer than 20 cases, and the steps count the cases.'),
-    gamma=('gamma_neg and gap over epochs',
-        'How the controller moved gamma_neg, and below, the probability gap that it steers by.'))
-
-def _plot(name, png):
-    "A plot and how to read it"
-    (alt, caption), (width, height) = _captions[name], (n*2//3 for n in struct.unpack('>II', png[16:24]))
-    return (f'<figure class="plot {name}"><img src="{_uri(png)}" width="{width}" height="{height}" alt="{alt}">'
-            f'<figcaption>{caption}</figcaption></figure>')
-
-# %% ../../nbs/42_training.page.ipynb #3ae59685
-def _picture(image, alt):
-    "An image of at most 224 pixels a side; one of few pixels as it is, and sharp"
-    out, tiny = BytesIO(), max(image.size) <= 64
-    if not tiny: image.thumbnail((224, 224))
-    kind, sharp = ('png', 'class="tiny" ') if tiny else ('jpeg', '')
-    image.save(out, kind, quality=88)
-    return f'<img {sharp}src="{_uri(out.getvalue(), kind)}" alt="{escape(alt)}">'
-
-_marks = {1: ('yes', '✓', 'there'), 0: ('no', '✗', 'not there'), -100: ('unknown', '?', 'unknown')}
-
-def _label(name, p, truth):
-    "A predicted label, whether it is there, and its probability"
-    kind, mark, word = _marks[truth]
-    return (f'<li class="{kind}"><span role="img" aria-label="{word}">{mark}</span> <span>{escape(shortened(name, 40))}</span> '
-            f'<b>{100*p:.1f}%</b></li>')
-
-# %% ../../nbs/42_training.page.ipynb #4e81b435
-def _card(o, i, picture, name):
-    "One image: its name and loss, its labels, and what the model takes to be there"
-    p, y = o.posterior(o.logits[i:i+1])[0], o.targets[i]
-    truth = y if y.ndim else torch.nn.functional.one_hot(y.long(), len(p))
-    there, order = (truth == 1).nonzero().flatten().tolist(), p.argsort(descending=True)
-    ranks = (truth[order] == 1).nonzero().flatten().tolist()
-    last = min(5, max([1, int((p >= .5).sum()), *(r+1 for r in ranks)]))
-    shown = [*range(min(last, len(p))), *[r for r in ranks if r >= last][:5]]
-    names = [shortened(o.classes[c], 40) for c in there[:8]] + [f'{len(there)-8} more']*(len(there) > 8)
-    said = ''.join(_label(o.classes[c], p[c].item(), int(truth[c])) for c in order[shown].tolist())
-    tail = shortened(name, 1000)
-    tail = tail if len(tail) <= 40 else '…' + tail[-39:]
-    try: image = _picture(picture(i).convert('RGB'), f'validation image {name}')
-    except (OSError, ValueError): image = '<p>This image could not be read again.</p>'
-    return (f'<li><div class="image">{image}</div><p class="name">{escape(tail)}, loss {o.losses[i]:.3g}</p>\n'
-            f'<p>{escape("Labels: " + ", ".join(names) if names else "No label")}</p>\n<ol>{said}</ol></li>')
-
-# %% ../../nbs/42_training.page.ipynb #bdaac79c
-def _cards(o, picture, names, most=12):
-    "The images with the smallest and those with the largest loss, no image twice"
-    known = (o.targets != -100).reshape(len(o.targets), -1).any(1).nonzero().flatten()
-    order = known[o.losses[known].argsort(stable=True)].tolist()
-    best = order[:min(most, -(-len(order)//2))]
-    worst = order[len(best):][::-1][:most]
-    marks = ', '.join(f'{mark} {word}' for _, mark, word in _marks.values())
-    cards = lambda chosen: '\n'.join(_card(o, i, picture, names[i]) for i in chosen)
-    part = lambda title, what, chosen: (f'<h2>{title} predictions</h2>\n<p class="soft">{what}. {marks}.</p>\n'
-        f'<ul class="cards">\n{cards(chosen)}\n</ul>\n') if chosen else ''
-    return part('Best', 'The smallest losses', best) + part('Worst', 'The largest losses: hard images, or wrong labels', worst)
+# %% ../../nbs/42_training.page.ipynb #a8364196
+CARD = '''{% macro card(image) %}
+<li>
+<div class="image">
+{% if image.picture %}
+<img {% if image.picture.tiny %}class="tiny" {% endif %}src="{{ image.picture.uri }}" alt="{{ image.alt }}">
+{% else %}
+<p>This image could not be read again.</p>
+{% endif %}
+</div>
+<p class="name">{{ image.name }}, loss {{ image.loss }}</p>
+<p>{% if image.labels %}Labels: {{ image.labels|join(', ') }}{% else %}No label{% endif %}</p>
+<ol>
+{% for label in image.listed %}
+<li class="{{ label.mark.kind }}"><span role="img" aria-label="{{ label.mark.word }}">{{ label.mark.sign }}</span>
+<span>{{ label.name }}</span> <b>{{ label.percent }}</b></li>
+{% endfor %}
+</ol>
+</li>
+{%- endmacro %}
+'''
 
 # %% ../../nbs/42_training.page.ipynb #b6a482fd
-_css = '''
+STYLE = '''
 :root { color-scheme: light dark;
-  --ink: #1c1c1e; --soft: #5c5c62; --page: #fbfbf9; --card: #fff; --rule: #d9d9d6; --no: #b3261e; --yes: #18713a }
+  --ink: #1c1c1e; --soft: #5c5c62; --page: #fbfbf9; --card: #fff; --rule: #d9d9d6;
+  --no: #b3261e; --yes: #18713a }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #ececee; --soft: #a9a9b0; --page: #161618; --card: #222226; --rule: #3a3a40; --no: #ff9d92; --yes: #7fd69b } }
+  :root { --ink: #ececee; --soft: #a9a9b0; --page: #161618; --card: #222226; --rule: #3a3a40;
+    --no: #ff9d92; --yes: #7fd69b } }
 * { box-sizing: border-box }
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif }
 main { max-width: 1120px; margin: auto; padding: 1.5rem 1rem 4rem; overflow-wrap: anywhere }
@@ -155,6 +137,165 @@ ol b { margin-left: auto; font-weight: 600; white-space: nowrap; overflow-wrap: 
 .yes span:first-child { color: var(--yes) }
 '''
 
+# %% ../../nbs/42_training.page.ipynb #117c1f59
+def _render(**values):
+    "The page with its values in place"
+    templates = {'page.html': PAGE, 'table.html': TABLE, 'card.html': CARD, 'style.css': STYLE}
+    environment = Environment(loader=DictLoader(templates), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    return environment.get_template('page.html').render(values)
+
+# %% ../../nbs/42_training.page.ipynb #6d10ddf9
+SCORE_NAMES = dict(      # in the order of the table; scores without a name follow, under their key
+    train_loss='loss, training images', test_loss='loss, validation images',
+    accuracy='accuracy, %', top5='top 5, %', mAP='mAP, %',
+    OF1='OF1 at 0.5, %', best_OF1='best OF1, %', threshold='its threshold',
+    OF1_posterior='OF1 at 0.5 of the posterior, %',
+    ECE='calibration error, %', ECE_posterior='calibration error of the posterior, %', gap='probability gap')
+
+def _score_text(name, value):
+    "A score with as many digits as mean something; a dash where there is none"
+    if value is None or math.isnan(value): return '–'
+    return f'{value:.1f}' if name.endswith('%') else f'{value:.4g}'
+
+# %% ../../nbs/42_training.page.ipynb #8abcf0d5
+def _score_table(records):
+    "Head and rows of the table of scores: the last epoch, and the best one if it is another"
+    last = records[-1]
+    by = 'accuracy' if 'accuracy' in last else 'mAP'
+    best = best_record(records, by) or last
+    columns = {f"last epoch ({last['epoch']})": last}
+    if best['epoch'] != last['epoch']: columns[f"best epoch by {by} ({best['epoch']})"] = best
+    rows = []
+    for key in dict.fromkeys([*SCORE_NAMES, *last]):
+        if key == 'epoch' or not isinstance(last.get(key), (int, float)): continue
+        name = SCORE_NAMES.get(key, key)
+        rows.append([name, *(_score_text(name, record.get(key)) for record in columns.values())])
+    return ['score', *columns], rows
+
+# %% ../../nbs/42_training.page.ipynb #540603e6
+def _setting_rows(settings):
+    "Each setting with its value: text as it is, anything else as JSON"
+    return [[str(name), value if isinstance(value, str) else json.dumps(value, default=str)]
+        for name, value in settings.items()]
+
+def _summary(settings, outcome):
+    "What stands under the title: what was trained on which data, and how much of it there was"
+    said = [str(settings[name]) for name in ('model', 'loss', 'data', 'date') if settings.get(name) is not None]
+    for things, noun, ending in ((outcome.classes, 'class', 'es'), (outcome.targets, 'validation image', 's'),
+                                 (outcome.records, 'epoch', 's')):
+        said.append(f'{len(things)} {noun}' + (ending if len(things) != 1 else ''))
+    return ', '.join(said)
+
+# %% ../../nbs/42_training.page.ipynb #87088993
+CAPTIONS = dict(    # title and caption of each plot
+    loss=('Loss over epochs',
+        'Where the validation curve turns up while the training curve still falls, '
+        'the model learns its images by heart.'),
+    map=('mAP over epochs',
+        'How well the validation images are ranked; a curve that still rises asks for more epochs.'),
+    ap=('Average precision by class', 'What the mean hides: the average precision of each class, hardest on top.'),
+    reliability=('Reliability diagram',
+        'On the line, what the model says is a true frequency, and below it the model says too much; '
+        'pale marks rest on fewer than 20 cases, and the steps count the cases.'),
+    gamma=('gamma_neg and gap over epochs',
+        'How the controller moved gamma_neg, and below, the probability gap that it steers by.'))
+
+# %% ../../nbs/42_training.page.ipynb #2344bee7
+def _data_uri(data, kind):
+    "An image file, such as PNG, as an address that holds all of it"
+    return f'data:image/{kind};base64,{b64encode(data).decode()}'
+
+def _plot(name, png):
+    "A plot for the template: the image, its size on the page, and how to read it"
+    title, caption = CAPTIONS[name]
+    width, height = struct.unpack('>II', png[16:24])       # there they stand in every PNG
+    return dict(name=name, title=title, caption=caption, uri=_data_uri(png, 'png'),
+        width=width*2//3, height=height*2//3)
+
+# %% ../../nbs/42_training.page.ipynb #3ae59685
+SIDE = 224   # of a picture on the page, in pixels, at most
+TINY = 64    # a picture of this side or less is shown as it is, each pixel as a square
+
+def _small_picture(image):
+    "A picture for the template; JPEG, and lossless PNG if it is tiny"
+    tiny = max(image.size) <= TINY
+    if not tiny: image.thumbnail((SIDE, SIDE))
+    kind = 'png' if tiny else 'jpeg'
+    data = BytesIO()
+    image.save(data, kind, quality=88)
+    return dict(uri=_data_uri(data.getvalue(), kind), tiny=tiny)
+
+# %% ../../nbs/42_training.page.ipynb #7211fd53
+class Mark(NamedTuple):
+    "How a listed label is marked"
+    kind: str    # Its class in the style sheet
+    sign: str
+    word: str    # What the sign means, also read aloud
+
+MARKS = {1: Mark('yes', '✓', 'there'), 0: Mark('no', '✗', 'not there'), -100: Mark('unknown', '?', 'unknown')}
+
+# %% ../../nbs/42_training.page.ipynb #a7efff74
+LISTED = 5   # labels on a card, and as many missed ones
+
+def _listed_classes(p, truth):
+    "Which classes a card lists, in which order; `p` their probabilities and `truth` 1, 0 or -100, both (C,)"
+    order = p.argsort(descending=True)
+    true_ranks = (truth[order] == 1).nonzero().flatten().tolist()
+    n_probable = int((p >= .5).sum())
+    n_to_last_true = true_ranks[-1]+1 if true_ranks else 0
+    n_first = min(LISTED, len(p), max(1, n_probable, n_to_last_true))
+    missed = [rank for rank in true_ranks if rank >= n_first]
+    return order[[*range(n_first), *missed[:LISTED]]].tolist()
+
+# %% ../../nbs/42_training.page.ipynb #4e81b435
+LONGEST = 40   # characters of a name on a card
+NAMED = 8      # true labels that are named; how many more there are is said
+
+def _label_names(classes, truth):
+    "The names of the labels that are there; `truth` (C,)"
+    there = (truth == 1).nonzero().flatten().tolist()
+    names = [shortened(classes[c], LONGEST) for c in there[:NAMED]]
+    if len(there) > NAMED: names.append(f'{len(there)-NAMED} more')
+    return names
+
+def _end_of(name):
+    "The end of an image's name in one line: the start is a folder that many share"
+    name = shortened(name, 1000)
+    return name if len(name) <= LONGEST else '…' + name[1-LONGEST:]
+
+# %% ../../nbs/42_training.page.ipynb #89e70109
+def _card(outcome, i, picture, name):
+    "Validation image i for the template: itself, its name and loss, its labels, and what the model takes to be there"
+    p = outcome.posterior(outcome.logits[i:i+1])[0]
+    truth = outcome.targets[i]
+    if not truth.ndim: truth = torch.nn.functional.one_hot(truth.long(), len(p))
+    listed = []
+    for c in _listed_classes(p, truth):
+        name_shown = shortened(outcome.classes[c], LONGEST)
+        listed.append(dict(name=name_shown, mark=MARKS[int(truth[c])], percent=f'{100*p[c].item():.1f}%'))
+    try: small = _small_picture(picture(i).convert('RGB'))
+    except (OSError, ValueError): small = None
+    return dict(picture=small, alt=f'validation image {name}', name=_end_of(name), loss=f'{outcome.losses[i]:.3g}',
+        labels=_label_names(outcome.classes, truth), listed=listed)
+
+# %% ../../nbs/42_training.page.ipynb #bdaac79c
+def _best_and_worst(outcome, most=12):
+    "Indices of the images with the smallest loss, and of those with the largest, no image twice"
+    known = (outcome.targets != -100).reshape(len(outcome.targets), -1).any(1).nonzero().flatten()
+    order = known[outcome.losses[known].argsort(stable=True)].tolist()
+    n_best = min(most, (len(order)+1)//2)
+    worst_first = order[n_best:][::-1]
+    return order[:n_best], worst_first[:most]
+
+def _predictions(outcome, picture, names):
+    "Both groups of cards for the template; one without images is left out"
+    best, worst = _best_and_worst(outcome)
+    groups = (('Best', 'The smallest losses', best),
+              ('Worst', 'The largest losses: hard images, or wrong labels', worst))
+    return [dict(title=title, what=what, images=[_card(outcome, i, picture, names[i]) for i in chosen])
+        for title, what, chosen in groups if chosen]
+
 # %% ../../nbs/42_training.page.ipynb #9abccac0
 def report_html(
     title:str,
@@ -165,34 +306,12 @@ def report_html(
     plots:dict,       # PNG bytes by name, as from `figures`
 )->str:
     "One page about a run, with everything in it"
-    o, said = outcome, [str(settings[k]) for k in ('model', 'loss', 'data', 'date') if settings.get(k) is not None]
-    counts = (o.classes, 'class', 'es'), (o.targets, 'validation image', 's'), (o.records, 'epoch', 's')
-    what = ', '.join([*said, *(f"{len(v)} {noun}{s*(len(v) != 1)}" for v, noun, s in counts)])
-    plots = '\n'.join(_plot(name, png) for name, png in plots.items())
-    return f'''<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{_css}</style>
-</head>
-<body>
-<main>
-<h1>{escape(title)}</h1>
-<p class="soft">{escape(what)}</p>
-<h2>Scores</h2>
-{_scores(o.records)}
-{_settings(settings)}
-<h2>Plots</h2>
-<div class="plots">
-{plots}
-</div>
-{_cards(o, picture, names)}</main>
-</body>
-</html>
-'''
+    score_head, score_rows = _score_table(outcome.records)
+    return _render(title=title, summary=_summary(settings, outcome),
+        score_head=score_head, score_rows=score_rows, setting_rows=_setting_rows(settings),
+        plots=[_plot(name, png) for name, png in plots.items()],
+        predictions=_predictions(outcome, picture, names),
+        legend=', '.join(f'{mark.sign} {mark.word}' for mark in MARKS.values()))
 
 # %% ../../nbs/42_training.page.ipynb #dc6b4ebd
 def write_report(
@@ -204,7 +323,8 @@ def write_report(
     names:list,       # Names of the validation images, such as their files
 )->Path:              # report.html in that folder, beside each plot as a .png
     "Write the plots of a run, and one page with everything in it"
-    plots, path = figures(outcome), Path(run)/'report.html'
+    plots = figures(outcome)
     for name, png in plots.items(): write(Path(run)/f'{name}.png', png)
+    path = Path(run)/'report.html'
     write(path, report_html(title, settings, outcome, picture, names, plots))
     return path

@@ -11,8 +11,8 @@ import torch
 # %% ../../nbs/35_training.score.ipynb #66442245
 def of1(p, targets, threshold=.5):
     "Overall F1: every image and class is one decision, positive where p >= threshold"
-    said = p >= threshold
-    return (2*(said*targets).sum() / (said.sum() + targets.sum())).item()
+    positive = p >= threshold
+    return (2*(positive*targets).sum() / (positive.sum() + targets.sum())).item()
 
 def best_of1(p, targets):
     "The highest overall F1 at any threshold, and that threshold"
@@ -32,27 +32,31 @@ def ece(p, targets):
 
 # %% ../../nbs/35_training.score.ipynb #4309776f
 def _ap(p, positive, known):
-    "Average precision of each class among its known entries, (C,); nan where none is positive"
+    "Average precision of each class among its known entries, (C,); nan where none is positive; all arguments (N, C)"
     from torchmetrics.functional.classification import binary_average_precision
     ap = p.new_full((p.shape[1],), torch.nan)
     for c in (positive & known).any(0).nonzero().flatten().tolist():
-        k = known[:, c]
-        ap[c] = binary_average_precision(p[k, c], positive[k, c].long())
+        rows = known[:, c]
+        ap[c] = binary_average_precision(p[rows, c], positive[rows, c].long())
     return ap
 
 # %% ../../nbs/35_training.score.ipynb #bdd40ea8
 def score(
-    logits:torch.Tensor,  # (N, C)
-    targets:torch.Tensor, # (N, C), 0 or 1, or -100 for unknown
+    logits:torch.Tensor,     # (N, C)
+    targets:torch.Tensor,    # (N, C), 0 or 1, or -100 for unknown
     posterior=torch.sigmoid, # From logits to probabilities, such as `loss.posterior`
 )->tuple: # Percentages by name (but `threshold`, a score), and the average precision of each class, (C,)
     "mAP, OF1, best OF1 and ECE of the scores, OF1 and ECE of the probabilities"
-    known, p, q = targets != -100, logits.sigmoid(), posterior(logits)
-    ap = _ap(p, targets == 1, known)
-    p, q, targets = p[known], q[known], targets[known]
-    best, threshold = best_of1(p, targets)
-    return dict(mAP=100*ap.nanmean().item(), OF1=100*of1(p, targets), best_OF1=100*best, threshold=threshold,
-        ECE=100*ece(p, targets), OF1_posterior=100*of1(q, targets), ECE_posterior=100*ece(q, targets)), ap
+    known = targets != -100
+    scores = logits.sigmoid()
+    ap = _ap(scores, targets == 1, known)
+    probabilities = posterior(logits)[known]
+    scores = scores[known]
+    targets = targets[known]
+    best, threshold = best_of1(scores, targets)
+    return dict(mAP=100*ap.nanmean().item(), OF1=100*of1(scores, targets), best_OF1=100*best, threshold=threshold,
+        ECE=100*ece(scores, targets),
+        OF1_posterior=100*of1(probabilities, targets), ECE_posterior=100*ece(probabilities, targets)), ap
 
 # %% ../../nbs/35_training.score.ipynb #e8952ab1
 def score_single(
@@ -63,10 +67,17 @@ def score_single(
     "Accuracy, top 5 of more than five classes, mAP, ECE of the softmax and of the probabilities"
     from torchmetrics.functional.classification import multiclass_calibration_error
     known = targets != -100
-    logits, targets = logits[known], targets[known]
-    p, q, C = logits.softmax(1), posterior(logits), logits.shape[1]
+    logits = logits[known]
+    targets = targets[known]
+    C = logits.shape[1]
+    def among_the_first(k): return 100*(logits.topk(k).indices == targets[:, None]).any(1).float().mean().item()
+    def calibration_error(p): return 100*multiclass_calibration_error(p, targets, C, n_bins=15).item()
+
+    p = logits.softmax(1)
     ap = _ap(p, targets[:, None] == torch.arange(C, device=targets.device), torch.ones_like(p, dtype=torch.bool))
-    among = lambda k: 100*(logits.topk(k).indices == targets[:, None]).any(1).float().mean().item()
-    said = lambda p: 100*multiclass_calibration_error(p, targets, C, n_bins=15).item()
-    return dict(accuracy=among(1), **dict(top5=among(5)) if C > 5 else {}, mAP=100*ap.nanmean().item(),
-        ECE=said(p), ECE_posterior=said(q)), ap
+    scores = dict(accuracy=among_the_first(1))
+    if C > 5: scores['top5'] = among_the_first(5)
+    scores['mAP'] = 100*ap.nanmean().item()
+    scores['ECE'] = calibration_error(p)
+    scores['ECE_posterior'] = calibration_error(posterior(logits))
+    return scores, ap
