@@ -25,7 +25,8 @@ def _minus_log1m(x:Tensor, rest:Tensor) -> Tensor:
     return torch.atanh(x/(1+rest)).mul_(2)
 
 # %% ../../nbs/24_ops.multi_label.ipynb #45cc6bb3
-SERIES_FROM, SERIES_TO = .048, .49          # the margins for which ATANH_SERIES reaches everywhere
+SERIES_FROM = .048                          # from this margin to that one ATANH_SERIES reaches everywhere
+SERIES_TO = .49
 
 def _by_series(p_m:Tensor, rest:Tensor, d:Tensor, m:float) -> Tensor:
     "-log(1-p_m) in float32, with the d of Eq. (2), which tells where p_m < 1/2"
