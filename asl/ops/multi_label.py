@@ -91,7 +91,7 @@ def _shifted(z:Tensor, p:Tensor, q:Tensor, m:float|Tensor) -> tuple[Tensor, Tens
 # %% ../../nbs/24_ops.multi_label.ipynb #ec9e2ea8
 SMALL_MARGIN = .02                          # up to here q+m can be so small that atanh would round it away
 
-def _log_term(z:Tensor, p_m:Tensor, rest:Tensor, d:Tensor, log_total:Tensor, m:float|Tensor) -> Tensor:
+def _log_term(z:Tensor, p_m:Tensor, rest:Tensor, d:Tensor, log_total, m:float|Tensor) -> Tensor:
     "-log(1-p_m) of Eq. (1), with rest = q+m and the d of Eq. (2); log_total is used if m is a tensor"
     number = not isinstance(m, Tensor)
     if not torch.compiler.is_compiling(): out = _minus_log1m(p_m, rest)
@@ -108,7 +108,7 @@ def _lower_power(p_m:Tensor, gamma:float|Tensor) -> Tensor|float:
     return torch.where(p_m == 0, 0., p_m**gamma)/p_m.clamp(min=torch.finfo(p_m.dtype).tiny)
 
 # %% ../../nbs/24_ops.multi_label.ipynb #8e4ee98c
-def negative_term(z:Tensor, p:Tensor, q:Tensor, log_total:Tensor, gamma:float|Tensor, m:float|Tensor, eps:float,
+def negative_term(z:Tensor, p:Tensor, q:Tensor, log_total, gamma:float|Tensor, m:float|Tensor, eps:float,
         detach:bool, needs_grad:bool) -> tuple[Tensor, Tensor|None]:
     "p_m**gamma * -log(1-p_m), and its gradient of Eq. (3), None unless it is needed"
     number = not isinstance(m, Tensor)
