@@ -25,9 +25,12 @@ def asymmetric_loss_multi_label(
         Logits, (..., C), any floating dtype. float64 stays; all else is computed and returned in float32, and its
         gradient comes back in its own dtype.
     target
-        Labels, the shape of `input`: floats in [0, 1], bool, or integers 0 and 1. Soft labels mix the two terms linearly.
-    gamma_neg, gamma_pos, clip, eps, disable_torch_grad_focal_loss, smoothing, weight, pos_weight, ignore_index, reduction
+        Labels, the shape of `input`: floats in [0, 1], bool, or integers 0 and 1. Soft labels mix the two terms
+        linearly.
+    gamma_neg, gamma_pos, clip, eps, disable_torch_grad_focal_loss, smoothing
         Settings, each as in `AsymmetricLossMultiLabel`.
+    weight, pos_weight, ignore_index, reduction
+        The same.
 
     Returns
     -------

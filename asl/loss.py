@@ -6,6 +6,8 @@
 __all__ = ['AsymmetricLossMultiLabel', 'AsymmetricLossSingleLabel', 'Posterior', 'init_prior_']
 
 # %% ../nbs/00_loss.ipynb #a5e10003
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +19,7 @@ from .posterior import LINK_SETTINGS, LinkSettings, posterior, posterior_single_
 class _Loss(nn.Module):
     "Settings kept as attributes, tensors as buffers; checked once, printed, and handed to the function"
     _function = staticmethod(asymmetric_loss_multi_label)
-    _like_target = staticmethod(lambda input: input)           # an empty target for an empty input, to check settings with
+    _like_target = staticmethod(lambda input: input)           # an empty target, for a check of settings
 
     def __init__(self, **settings):
         super().__init__()
@@ -49,7 +51,7 @@ class _Loss(nn.Module):
 
 # %% ../nbs/00_loss.ipynb #10ef4d78
 class AsymmetricLossMultiLabel(_Loss):
-    """Asymmetric loss (ASL, arXiv 2009.14119) of C independent labels, with the names and the order of timm's arguments.
+    """Asymmetric loss (ASL, arXiv 2009.14119) of C independent labels, with timm's arguments, in its order.
 
     Parameters
     ----------
@@ -68,8 +70,8 @@ class AsymmetricLossMultiLabel(_Loss):
     smoothing
         Move targets towards 1/2, y*(1-s) + s/2, with s in [0, 1].
     reduction
-        'none': each entry; 'sum': the paper's; 'mean': over counted entries; 'batchmean': sum over classes, mean over the
-        rest, which is timm's.
+        'none': each entry; 'sum': the paper's; 'mean': over counted entries; 'batchmean': sum over classes, mean over
+        the rest, which is timm's.
     weight
         Weight of each class; a number or (C,).
     pos_weight
@@ -95,9 +97,10 @@ class AsymmetricLossMultiLabel(_Loss):
     clip:float|Tensor|None
     ignore_index:int
 
-    def __init__(self, gamma_neg:float|Tensor=4, gamma_pos:float|Tensor=1, clip:float|Tensor|None=0.05, eps:float|None=None,
-            disable_torch_grad_focal_loss:bool=False, smoothing:float=0., reduction:str='sum', weight:float|Tensor|None=None,
-            pos_weight:float|Tensor|None=None, ignore_index:int=-100, *, thresh:float|Tensor=.5):
+    def __init__(self, gamma_neg:float|Tensor=4, gamma_pos:float|Tensor=1, clip:float|Tensor|None=0.05,
+            eps:float|None=None, disable_torch_grad_focal_loss:bool=False, smoothing:float=0., reduction:str='sum',
+            weight:float|Tensor|None=None, pos_weight:float|Tensor|None=None, ignore_index:int=-100, *,
+            thresh:float|Tensor=.5):
         super().__init__(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, eps=eps,
             disable_torch_grad_focal_loss=disable_torch_grad_focal_loss, smoothing=smoothing, reduction=reduction,
             weight=weight, pos_weight=pos_weight, ignore_index=ignore_index)
@@ -106,14 +109,15 @@ class AsymmetricLossMultiLabel(_Loss):
         self._keep('thresh', thresh)
 
     def _link(self) -> LinkSettings:
-        return {name: getattr(self, name) for name in LINK_SETTINGS}
+        "The settings that decide what a score means"
+        return cast(LinkSettings, {name: getattr(self, name) for name in LINK_SETTINGS})
 
     def posterior(self, input:Tensor) -> Tensor:
-        "The probability of each label that logits (..., C) mean after training with this loss; the same shape, in [0, 1]."
+        "The probability of each label that logits (..., C) mean after training with this loss; of the same shape."
         return posterior(input, **self._link())
 
     def prior_logit(self, prior:float|Tensor) -> float|Tensor:
-        "The logit that means the probability `prior`, above 0 and below 1: where a bias should start. A number for a number."
+        "The logit that means the probability `prior`, in (0, 1): where a bias should start. A number for a number."
         return prior_logit(prior, **self._link())
 
     def threshold(self, probability:float|Tensor=.5) -> float|Tensor:
@@ -130,7 +134,7 @@ class AsymmetricLossMultiLabel(_Loss):
 
 # %% ../nbs/00_loss.ipynb #3fede3d8
 class AsymmetricLossSingleLabel(_Loss):
-    """Asymmetric loss (ASL, arXiv 2009.14119) of one label among C, with the names and the order of timm's arguments.
+    """Asymmetric loss (ASL, arXiv 2009.14119) of one label among C, with timm's arguments, in its order.
 
     Parameters
     ----------
@@ -159,7 +163,7 @@ class AsymmetricLossSingleLabel(_Loss):
     """
     _function = staticmethod(asymmetric_loss_single_label)
     _like_target = staticmethod(lambda input: input.new_empty(0, dtype=torch.long))
-    y_int = True                                               # fastai's sign for integer targets, which its mixup cannot mix
+    y_int = True                                               # for fastai: its mixup cannot mix integer targets
     gamma_pos:float|Tensor
     gamma_neg:float|Tensor
     eps:float
@@ -171,7 +175,7 @@ class AsymmetricLossSingleLabel(_Loss):
             ignore_index=ignore_index)
 
     def posterior(self, input:Tensor) -> Tensor:
-        "The class probabilities that logits (N, C, ...) mean after training with this loss; the same shape, sum 1 over C."
+        "The class probabilities that logits mean after training with this loss; both (N, C, ...), the sum over C 1."
         return posterior_single_label(input, self.gamma_pos, self.gamma_neg, self.eps, weight=self.weight)
 
     def activation(self, input:Tensor) -> Tensor:
@@ -193,7 +197,7 @@ class Posterior(nn.Module):
     """
     def __init__(self, loss:nn.Module):
         super().__init__()
-        self.loss = loss
+        self.loss:Any = loss                                   # not nn.Module, which has no method posterior
 
     def forward(self, input:Tensor) -> Tensor:
         "Probabilities of logits, the same shape."
@@ -224,7 +228,8 @@ def init_prior_(head:nn.Module, prior:float|Tensor, loss:AsymmetricLossMultiLabe
     """
     bias = getattr(head, 'bias', None)
     if not isinstance(bias, Tensor): raise ValueError(f'head: got {head}, needs a layer with a bias')
-    if not isinstance(loss, AsymmetricLossMultiLabel): raise TypeError(f'loss: got {type(loss).__name__}, needs an AsymmetricLossMultiLabel')
+    if not isinstance(loss, AsymmetricLossMultiLabel):
+        raise TypeError(f'loss: got {type(loss).__name__}, needs an AsymmetricLossMultiLabel')
     value = torch.as_tensor(loss.prior_logit(prior))
     if value.shape not in ((), bias.shape):
         raise ValueError(f'prior: got shape {tuple(value.shape)}, needs a number or {tuple(bias.shape)}')

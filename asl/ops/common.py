@@ -7,37 +7,43 @@ __all__ = []
 
 # %% ../../nbs/23_ops.common.ipynb #a5e10020
 import weakref
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .checks import at_least_float32
-from .torch_private import is_batched_gradient
+from .torch_private import backward_keeps_graph, is_batched_gradient
 
 # %% ../../nbs/23_ops.common.ipynb #b8c1ebfd
-TANH_SERIES = (.49999999803763184, -.04166657565823834, .004165977352875918, -.0004196958398800431, 4.021677113901893e-05,
-    -2.7636657578642193e-06)
+TANH_SERIES_UPTO = 1.25
+TANH_SERIES = (.49999999803763184, -.04166657565823834, .004165977352875918, -.0004196958398800431,
+    4.021677113901893e-05, -2.7636657578642193e-06)
 LOG_SERIES = 2.000000007921007, .6666631468301931, .40024910235469996, .2796060342557224, .28178331887317326
 ATANH_SERIES = (2.000000006347129, .6666645006219176, .40012003619534803, .2832432247331988, .24603575434649633,
     .06801708475704522, .40045761791485474)
 
-def polynomial(coefs, x):
-    out = coefs[-1]
-    for c in coefs[-2::-1]: out = c + x*out
+def polynomial(coefficients:Sequence[float], x):
+    "The polynomial with these coefficients, the constant first, at x"
+    out = coefficients[-1]
+    for coefficient in coefficients[-2::-1]: out = coefficient + x*out
     return out
 
 # %% ../../nbs/23_ops.common.ipynb #fd3afedd
-def power(x, g):
-    "x**g, by multiplication for small whole numbers"
-    if isinstance(g, Tensor) or g != int(g) or g > 16: return x**g
-    if g < 2: return x if g == 1 else 1.
-    half = power(x, g//2)
-    return half*half*x if g%2 else half*half
+MOST_MULTIPLIED = 16                        # a larger exponent is left to PyTorch's power
+
+def power(x, exponent):
+    "x**exponent, by multiplication for small whole numbers; the number 1 for exponent 0, x itself for 1"
+    whole = not isinstance(exponent, Tensor) and exponent == int(exponent)
+    if not whole or exponent > MOST_MULTIPLIED: return x**exponent
+    if exponent < 2: return x if exponent == 1 else 1.
+    half = power(x, exponent//2)
+    return half*half*x if exponent%2 else half*half
 
 # %% ../../nbs/23_ops.common.ipynb #73460dd6
 class Settings(NamedTuple):
-    "What the loss is made with, as `asymmetric_loss_multi_label` has checked it"
+    "What the multi-label loss is made with, as `asymmetric_loss_multi_label` has checked it"
     gamma_neg: float|Tensor
     gamma_pos: float|Tensor
     clip: float|Tensor
@@ -47,27 +53,69 @@ class Settings(NamedTuple):
     pos_weight: float|Tensor
     detach: bool
 
-def times(a, b): return b if not isinstance(a, Tensor) and a == 1 else a*b
+# %% ../../nbs/23_ops.common.ipynb #063ef299
+def times(weight:float|Tensor, x):
+    "weight*x; x itself where the weight is the number 1"
+    return x if not isinstance(weight, Tensor) and weight == 1 else weight*x
 
-def smooth(y, s): return y*(1-s.smoothing) + s.smoothing/2 if s.smoothing else y
+def smooth(y:Tensor, settings:Settings) -> Tensor:
+    "Labels in [0, 1], moved towards 1/2 by the smoothing of the settings"
+    smoothing = settings.smoothing
+    return y*(1-smoothing) + smoothing/2 if smoothing else y
 
-def widened(x): return x.to(at_least_float32(x))
+def widened(x:Tensor) -> Tensor:
+    "x in what it is computed in: float64 stays, all else is float32"
+    return x.to(at_least_float32(x))
+
+# %% ../../nbs/23_ops.common.ipynb #32a7865f
+def of_classes(value, index):
+    "A setting at some classes: a tensor with one value a class is indexed, anything else is as it was"
+    return value.reshape(-1)[index] if isinstance(value, Tensor) and value.ndim else value
+
+# %% ../../nbs/23_ops.common.ipynb #df6edada
+def pack(settings:Iterable) -> tuple[list[Tensor], list]:
+    "Settings as their tensors, which save_for_backward takes, and the rest, with None where a tensor was"
+    settings = list(settings)
+    tensors = [value for value in settings if isinstance(value, Tensor)]
+    rest = [None if isinstance(value, Tensor) else value for value in settings]
+    return tensors, rest
+
+def unpack(tensors:Iterable[Tensor], rest:Iterable) -> list[Any]:
+    "What `pack` took apart, in its order"
+    remaining = list(tensors)
+    return [remaining.pop(0) if value is None else value for value in rest]
+
+# %% ../../nbs/23_ops.common.ipynb #23154150
+def scaled(gradient:Tensor, factor:Tensor) -> Tensor:
+    "In a backward: gradient*factor, in the place of gradient if factor is one number and nobody will ask again"
+    if factor.ndim or backward_keeps_graph(): return gradient*factor
+    if factor != 1: gradient.mul_(factor)
+    return gradient
 
 # %% ../../nbs/23_ops.common.ipynb #a5e10002
-def needs_double_backward(g):
-    "Whether the gradient is to be differentiated (create_graph), or is asked for many g at once (is_grads_batched)"
-    return torch.is_grad_enabled() or is_batched_gradient(g)
+def needs_double_backward(grad_output:Tensor) -> bool:
+    "In a backward: whether its result is to be differentiated, or is asked for many grad_outputs at once"
+    return torch.is_grad_enabled() or is_batched_gradient(grad_output)
 
 # %% ../../nbs/23_ops.common.ipynb #f356d3bd
-def _version(x): return None if x.is_inference() else x._version
+def _version(tensor:Tensor) -> int|None:
+    "A number that changes whenever the tensor is written to; None where PyTorch does not count"
+    return None if tensor.is_inference() else tensor._version
 
-def double_backward(reference, input, target, s, *args):
-    "A function that differentiates the reference"
-    tensors = [v for v in s if isinstance(v, Tensor)]
-    refs, versions = [weakref.ref(o) for o in (input, target)], [_version(o) for o in (input, target, *tensors)]
-    def again(g):
-        now = [o() for o in refs]
-        if any(o is None or _version(o) != v for o, v in zip((*now, *tensors), versions)):
-            raise RuntimeError('create_graph=True needs logits, targets and settings as they were: keep them in variables, unchanged')
-        with torch.enable_grad(): return torch.autograd.grad(reference(*now, s, *args), now[0], g, create_graph=True)[0]
-    return again
+def double_backward(reference:Callable[..., Tensor], input:Tensor, target:Tensor, settings:Iterable, *args) -> Callable:
+    "A function from the gradient of the loss to that of the logits, by the reference, which can be differentiated"
+    tensors, _ = pack(settings)
+    versions = [_version(tensor) for tensor in (input, target, *tensors)]
+    input_then = weakref.ref(input)
+    target_then = weakref.ref(target)
+    def from_reference(grad_output):
+        input = input_then()
+        target = target_then()
+        if (input is None or target is None
+            or versions != [_version(tensor) for tensor in (input, target, *tensors)]):
+            raise RuntimeError('create_graph=True needs logits, targets and settings as they were: '
+                'keep them in variables, unchanged')
+        with torch.enable_grad():
+            loss = reference(input, target, settings, *args)
+            return torch.autograd.grad(loss, input, grad_output, create_graph=True)[0]
+    return from_reference

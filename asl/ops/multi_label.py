@@ -7,198 +7,285 @@ __all__ = []
 
 # %% ../../nbs/24_ops.multi_label.ipynb #b911db66
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .checks import invalid_target
-from asl.ops.common import (ATANH_SERIES, LOG_SERIES, TANH_SERIES, Settings, needs_double_backward, polynomial, power, smooth, times,
-    widened)
+from .checks import at_least_float32, invalid_target
+from .common import (ATANH_SERIES, LOG_SERIES, TANH_SERIES, TANH_SERIES_UPTO, Settings, needs_double_backward,
+    of_classes, pack, polynomial, power, scaled, smooth, times, unpack, widened)
 from .reference import reduce_loss, split_logit
-from .torch_private import assert_on_device, backward_keeps_graph
+from .torch_private import assert_on_device
 
 # %% ../../nbs/24_ops.multi_label.ipynb #35360490
-def _minus_log1m(x, rest, m=None, d=None):
-    "-log(1-x), given x and rest = 1-x, both to full precision"
-    if not torch.compiler.is_compiling(): return torch.atanh(x/(1+rest)).mul_(2)
-    if x.dtype != torch.float32 or isinstance(m, Tensor) or not .048 <= m <= .49:
-        u = torch.where(x < .5, 1-x, rest)
-        return torch.where(x < .5, (x-(1-u))/u, 0.) - torch.log(u)  # what rounding took from u is given back
-    near, c = d < math.log((.5+m)/(.5-m)*(1-m)/m), math.sqrt(m/2)  # x < 1/2
-    a = torch.where(near, x, c-rest)/torch.where(near, 2-x, c+rest)
+def _minus_log1m(x:Tensor, rest:Tensor) -> Tensor:
+    "-log(1-x), given x and rest = 1-x, both to full precision; for operations one by one"
+    return torch.atanh(x/(1+rest)).mul_(2)
+
+# %% ../../nbs/24_ops.multi_label.ipynb #45cc6bb3
+SERIES_FROM = .048                          # from this margin to that one ATANH_SERIES reaches everywhere
+SERIES_TO = .49
+
+def _by_series(p_m:Tensor, rest:Tensor, d:Tensor, m:float) -> Tensor:
+    "-log(1-p_m) in float32, with the d of Eq. (2), which tells where p_m < 1/2"
+    near = d < math.log((.5+m)/(.5-m)*(1-m)/m)
+    c = math.sqrt(m/2)
+    a = torch.where(near, p_m, c-rest)/torch.where(near, 2-p_m, c+rest)
     return a*polynomial(ATANH_SERIES, a*a) - torch.where(near, 0., math.log(c))
 
+# %% ../../nbs/24_ops.multi_label.ipynb #af0d84a2
+def _by_logarithm(p_m:Tensor, rest:Tensor) -> Tensor:
+    "-log(1-p_m), for compilers"
+    u = torch.where(p_m < .5, 1-p_m, rest)
+    rounded_off = torch.where(p_m < .5, (p_m-(1-u))/u, 0.)      # what rounding took from u is given back
+    return rounded_off - torch.log(u)
+
 # %% ../../nbs/24_ops.multi_label.ipynb #270ad242
-def sigmoids(z):
-    "p, 1-p and log(1+exp(-|z|))"
+def sigmoids(z:Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    "p, q = 1-p and log(1+exp(-|z|)) of Eq. (1)"
     if not torch.compiler.is_compiling():
-        p, q = torch.sigmoid(z), torch.sigmoid(-z)
+        p = torch.sigmoid(z)
+        q = torch.sigmoid(-z)
         return p, q, _minus_log1m(torch.minimum(p, q), torch.maximum(p, q))
     e = torch.exp(-z.abs())
-    s, right = 1+e, z > 0
-    r = 1/s
-    a = e/(s+1)                                                   # log(1+e) = 2 atanh(e/(2+e))
-    log_s = torch.log1p(e) if z.dtype == torch.float64 else a*polynomial(LOG_SERIES, a*a)
-    return torch.where(right, r, e*r), torch.where(right, e*r, r), log_s
+    total = 1+e
+    larger = 1/total
+    a = e/(total+1)                                       # log(1+e) = 2 atanh(e/(2+e))
+    log_total = torch.log1p(e) if z.dtype == torch.float64 else a*polynomial(LOG_SERIES, a*a)
+    right = z > 0
+    return torch.where(right, larger, e*larger), torch.where(right, e*larger, larger), log_total
 
 # %% ../../nbs/24_ops.multi_label.ipynb #574cc27d
-def _plus(a, x, y, g): return a + g*(x*y) if isinstance(g, Tensor) else torch.addcmul(a, x, y, value=g)
+def _add_product(total:Tensor, a:Tensor, b:Tensor, factor:float|Tensor) -> Tensor:
+    "total + factor*a*b; a single operation where factor is a number"
+    if isinstance(factor, Tensor): return total + factor*(a*b)
+    return torch.addcmul(total, a, b, value=factor)
 
-def _focused(q, p, lp, g, eps, detach, need):
-    "q**g * -log p and its pull"
-    f, inside = power(q, g), q
-    if eps: inside, lp = torch.where(lp <= -math.log(eps), q, 0.), lp.clamp(max=-math.log(eps))
-    if not need: return f*lp, None
-    return f*lp, f*(inside if detach else _plus(inside, p, lp, g))
+def _focused_term(p:Tensor, q:Tensor, minus_log_p:Tensor, gamma:float|Tensor, eps:float, detach:bool,
+        needs_grad:bool) -> tuple[Tensor, Tensor|None]:
+    "q**gamma * -log p, L_+ of Eq. (4) of 00_loss, and the pull G_+ of its Eq. (5) or (7); None unless it is needed"
+    inside = q
+    if eps:
+        most = -math.log(eps)
+        inside = torch.where(minus_log_p <= most, q, 0.)  # what is clamped has no gradient
+        minus_log_p = minus_log_p.clamp(max=most)
+    focus = power(q, gamma)
+    loss = focus*minus_log_p
+    if not needs_grad: return loss, None
+    if not detach: inside = _add_product(inside, p, minus_log_p, gamma)
+    return loss, focus*inside
 
 # %% ../../nbs/24_ops.multi_label.ipynb #12bab066
-def _shifted(z, p, q, m):
+def _shifted(z:Tensor, p:Tensor, q:Tensor, m:float|Tensor) -> tuple[Tensor, Tensor]:
     "d of Eq. (2), zero where p <= m, and p_m"
-    hi, lo = split_logit(m, z.dtype)
-    d = ((z-hi)-lo).clamp(min=0)
+    high, low = split_logit(m, z.dtype)
+    d = ((z-high)-low).clamp(min=0)
     if z.dtype == torch.float64: return d, -torch.expm1(-d)*p*(1-m)
-    mix = p*(1-2*m)+m if isinstance(m, Tensor) or m < .5 else p*(1-m)+q*m
+    if isinstance(m, Tensor) or m < .5: mix = p*(1-2*m)+m
+    else: mix = p*(1-m)+q*m
     if not torch.compiler.is_compiling(): return d, torch.tanh(d*.5)*mix
-    return d, torch.where(d < 1.25, d*polynomial(TANH_SERIES, d*d)*mix, p-m)
+    return d, torch.where(d < TANH_SERIES_UPTO, d*polynomial(TANH_SERIES, d*d)*mix, p-m)
+
+# %% ../../nbs/24_ops.multi_label.ipynb #ec9e2ea8
+SMALL_MARGIN = .02                          # up to here q+m can be so small that atanh would round it away
+
+def _log_term(z:Tensor, p_m:Tensor, rest:Tensor, d:Tensor, log_total, m:float|Tensor) -> Tensor:
+    "-log(1-p_m) of Eq. (1), with rest = q+m and the d of Eq. (2); log_total is used if m is a tensor"
+    number = not isinstance(m, Tensor)
+    if not torch.compiler.is_compiling(): out = _minus_log1m(p_m, rest)
+    elif number and z.dtype == torch.float32 and SERIES_FROM <= m <= SERIES_TO: out = _by_series(p_m, rest, d, m)
+    else: out = _by_logarithm(p_m, rest)
+    if number: return out if m > SMALL_MARGIN else torch.where(p_m < .5, out, -torch.log(rest))
+    large = torch.where(m > 0, -torch.log(rest), log_total+z.clamp(min=0))
+    return torch.where((m > SMALL_MARGIN) | (p_m < .5), out, large)
+
+# %% ../../nbs/24_ops.multi_label.ipynb #b9afa888
+def _lower_power(p_m:Tensor, gamma:float|Tensor) -> Tensor|float:
+    "p_m**(gamma-1) of Eq. (3); zero where p_m is and gamma < 1; the number 1 for gamma = 1"
+    if not isinstance(gamma, Tensor) and gamma >= 1: return power(p_m, gamma-1)
+    return torch.where(p_m == 0, 0., p_m**gamma)/p_m.clamp(min=torch.finfo(p_m.dtype).tiny)
 
 # %% ../../nbs/24_ops.multi_label.ipynb #8e4ee98c
-def negative_term(z, p, q, log_s, g, m, eps, detach, need):
-    "p_m**g * -log(1-p_m) and its pull, Eq. (3)"
+def negative_term(z:Tensor, p:Tensor, q:Tensor, log_total, gamma:float|Tensor, m:float|Tensor, eps:float,
+        detach:bool, needs_grad:bool) -> tuple[Tensor, Tensor|None]:
+    "p_m**gamma * -log(1-p_m), and its gradient of Eq. (3), None unless it is needed"
     number = not isinstance(m, Tensor)
-    if number and m == 0: return _focused(p, q, log_s+z.clamp(min=0), g, eps, detach, need)
-    (d, p_m), u = _shifted(z, p, q, m), q+m
-    l = _minus_log1m(p_m, u, m, d)
-    if not number: l = torch.where((m > .02) | (p_m < .5), l, torch.where(m > 0, -torch.log(u), log_s+z.clamp(min=0)))
-    elif m <= .02: l = torch.where(p_m < .5, l, -torch.log(u))    # atanh near 1 would round q+m away
-    if not isinstance(g, Tensor) and g >= 1: h = power(p_m, g-1)
-    else: h = torch.where(p_m == 0, 0., p_m**g)/p_m.clamp(min=torch.finfo(z.dtype).tiny)
-    f, l_eps = h*p_m, l.clamp(max=-math.log(eps)) if eps else l
-    if not need: return f*l_eps, None
-    inside = f*(q/u if number else torch.where(m > 0, q/u, 1.))
-    if eps: inside = torch.where(l <= l_eps, inside, 0.)
-    return f*l_eps, p*(inside if detach else _plus(inside, q, h*l_eps, g))
+    if number and m == 0: return _focused_term(q, p, log_total+z.clamp(min=0), gamma, eps, detach, needs_grad)
+    d, p_m = _shifted(z, p, q, m)
+    rest = q+m
+    exact = _log_term(z, p_m, rest, d, log_total, m)
+    minus_log = exact.clamp(max=-math.log(eps)) if eps else exact
+    lower = _lower_power(p_m, gamma)
+    focus = lower*p_m
+    loss = focus*minus_log
+    if not needs_grad: return loss, None
+    inside = focus*(q/rest if number else torch.where(m > 0, q/rest, 1.))
+    if eps: inside = torch.where(exact <= minus_log, inside, 0.)
+    if not detach: inside = _add_product(inside, q, lower*minus_log, gamma)
+    return loss, p*inside
 
 # %% ../../nbs/24_ops.multi_label.ipynb #29542b97
-def loss_and_gradient(z, y, s, need=True):
-    "Loss and gradient, elementwise"
-    p, q, log_s = sigmoids(z)
-    neg, G = negative_term(z, p, q, log_s, s.gamma_neg, s.clip, s.eps, s.detach, need)
-    pos, G_pos = _focused(q, p, log_s-z.clamp(max=0), s.gamma_pos, s.eps, s.detach, need)
-    n, y = 1-y, times(s.pos_weight, y)
-    L, G = torch.addcmul(n*neg, y, pos), torch.addcmul(n*G, y, G_pos, value=-1) if need else None
-    return times(s.weight, L), times(s.weight, G) if need else None
+def loss_and_gradient(z:Tensor, y:Tensor, s:Settings, needs_grad:bool=True) -> tuple[Tensor, Tensor|None]:
+    "Loss of logits z and labels y, entry by entry, and its gradient: L and G of Eqs. (4) to (7) of 00_loss, mixed"
+    p, q, log_total = sigmoids(z)
+    L_neg, G_neg = negative_term(z, p, q, log_total, s.gamma_neg, s.clip, s.eps, s.detach, needs_grad)
+    L_pos, G_pos = _focused_term(p, q, log_total-z.clamp(max=0), s.gamma_pos, s.eps, s.detach, needs_grad)
+    absent = 1-y
+    present = times(s.pos_weight, y)
+    loss = times(s.weight, torch.addcmul(absent*L_neg, present, L_pos))
+    if G_neg is None or G_pos is None: return loss, None
+    gradient = torch.addcmul(absent*G_neg, present, G_pos, value=-1)
+    return loss, times(s.weight, gradient)
 
 # %% ../../nbs/24_ops.multi_label.ipynb #2c4e3432
-def mask_ignored(z, target, s, ignore_index):
-    "Logits and targets; ignored entries get ones without loss or pull"
+EASIEST_LOGIT = -1e4                        # as a negative it has neither loss nor gradient
+
+def mask_ignored(z:Tensor, target:Tensor, settings:Settings, ignore_index:int) -> tuple[Tensor, Tensor]:
+    "Logits, and targets as smoothed numbers; where a target is ignored both are such that nothing is added"
     y = target.to(z.dtype)
-    if target.dtype == torch.bool: return z, smooth(y, s)
+    if target.dtype == torch.bool: return z, smooth(y, settings)
     known = y != ignore_index
     y = torch.where(known, y, 0.)
-    return torch.where(known, z, -1e4), torch.where(known, smooth(y, s), 0.) if s.smoothing else y
+    if settings.smoothing: y = torch.where(known, smooth(y, settings), 0.)
+    return torch.where(known, z, EASIEST_LOGIT), y
 
 # %% ../../nbs/24_ops.multi_label.ipynb #9e86e62a
-class _Compiled(Function):
-    "Elementwise loss, for compilers: they find that backward's gradient was half computed by forward"
+class _CompiledEntries(Function):
+    "Loss of each entry, for compilers: they find that backward's gradient was half computed by forward"
     @staticmethod
-    def forward(ctx, input, target, ignore_index, *s):
-        ctx.save_for_backward(input, target, *[v for v in s if isinstance(v, Tensor)])
-        ctx.rest, s = (ignore_index, [None if isinstance(v, Tensor) else v for v in s]), Settings(*s)
-        return loss_and_gradient(*mask_ignored(widened(input), target, s, ignore_index), s, False)[0]
+    def forward(ctx, input, target, ignore_index, *settings):
+        tensors, ctx.rest = pack(settings)
+        ctx.ignore_index = ignore_index
+        ctx.save_for_backward(input, target, *tensors)
+        s = Settings(*settings)
+        z, y = mask_ignored(widened(input), target, s, ignore_index)
+        return loss_and_gradient(z, y, s, False)[0]
 
     @staticmethod
-    def backward(ctx, g):
-        (input, target, *tensors), (ignore_index, s) = ctx.saved_tensors, ctx.rest
-        s = Settings(*[tensors.pop(0) if v is None else v for v in s])
-        G = loss_and_gradient(*mask_ignored(widened(input), target, s, ignore_index), s)[1]
-        return (G*g).to(input.dtype), None, None, *[None]*len(s)
+    def backward(ctx, grad_output):
+        input, target, *tensors = ctx.saved_tensors
+        s = Settings(*unpack(tensors, ctx.rest))
+        z, y = mask_ignored(widened(input), target, s, ctx.ignore_index)
+        _, gradient = loss_and_gradient(z, y, s)
+        return (gradient*grad_output).to(input.dtype), None, None, *[None]*len(s)
 
 # %% ../../nbs/24_ops.multi_label.ipynb #a0c4aae1
-def compiled_loss(input, target, s, ignore_index, reduction):
-    "The loss, for compilers"
+def compiled_loss(input:Tensor, target:Tensor, settings:Settings, ignore_index:int, reduction:str) -> Tensor:
+    "The loss, for compilers; arguments as `multi_label_reference` takes them"
     count = None
     if target.dtype != torch.bool:
-        y = target.to(widened(input).dtype)
+        y = target.to(at_least_float32(input))
         y = torch.where(y != ignore_index, y, 0.)
         assert_on_device((y*(1-y)).amin() >= 0, 'target: needs '+invalid_target(ignore_index))
         if reduction == 'mean': count = (target != ignore_index).sum()
-    return reduce_loss(_Compiled.apply(input, target, ignore_index, *s), reduction, count)
+    loss = _CompiledEntries.apply(input, target, ignore_index, *settings)
+    return reduce_loss(loss, reduction, count)
 
 # %% ../../nbs/24_ops.multi_label.ipynb #5be95c11
-_block, _small = 2**18, 2**14                                    # entries that fit into the cache; that are not worth a search
+CACHE_ENTRIES = 2**18                       # a block of this size stays in the cache
+SEARCH_FROM = 2**14                         # below this a search costs more than it saves
+MOST_ACTIVE = .25                           # above this share a search is in vain
 
-def _active(z, t, s):
-    "Where loss or pull may be other than zero; None if that is a large part"
-    if z.numel() < _small or s.smoothing or not isinstance(s.clip, Tensor) and s.clip == 0: return None
-    hi, (N, C), found, out = split_logit(s.clip, z.dtype)[0], z.shape, 0, []
-    if 4*(z[::N//4+1] >= hi).float().mean() > 1: return None      # a few rows tell
-    for i in range(0, N, rows := max(1, _block//C)):
-        easy = (z[i:i+rows] < hi).logical_and_(t[i:i+rows] == 0)  # nan is not easy
-        part = easy.logical_not_().reshape(-1).nonzero().view(-1)
-        out.append(part.add_(i*C) if i else part)
-        found += len(part)
-        if 4*found > min(i+rows, N)*C: return None
-    return torch.cat(out) if len(out) > 1 else out[0]
+def _active_entries(logits:Tensor, targets:Tensor, settings:Settings) -> Tensor|None:
+    "Flat indices of the entries of (N, C) whose loss or gradient may differ from zero; None where it does not pay"
+    has_margin = isinstance(settings.clip, Tensor) or settings.clip > 0
+    if logits.numel() < SEARCH_FROM or settings.smoothing or not has_margin: return None
+    N, C = logits.shape
+    margin, _ = split_logit(settings.clip, logits.dtype)              # below this logit a negative is easy
+    a_few_rows = logits[::N//4+1]
+    if (a_few_rows >= margin).float().mean() > MOST_ACTIVE: return None
+    rows = max(1, CACHE_ENTRIES//C)
+    found = 0
+    parts = []
+    for start in range(0, N, rows):
+        block = slice(start, min(start+rows, N))
+        easy = (logits[block] < margin).logical_and_(targets[block] == 0)   # false for nan, which has to be computed
+        active = easy.logical_not_().reshape(-1).nonzero().view(-1)
+        parts.append(active.add_(start*C) if start else active)
+        found += len(active)
+        if found > MOST_ACTIVE*block.stop*C: return None
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 # %% ../../nbs/24_ops.multi_label.ipynb #472db8c2
-def checked_loss_and_gradient(z, t, s, ignore_index, need):
-    "Loss and pull of some entries, and how many of them are ignored"
-    if t.dtype == torch.bool or not t.numel(): return *loss_and_gradient(z, smooth(t.to(z.dtype), s), s, need), 0
-    y = t.to(z.dtype)
+def _all_in_range(y:Tensor, ignore_index:int) -> bool:
+    "Whether all targets are in [0, 1], and none of them can be an ignored one"
     low, high = y.aminmax()
-    if 0 <= low and high <= 1 and not 0 <= ignore_index <= 1: return *loss_and_gradient(z, smooth(y, s), s, need), 0
+    return bool(low >= 0 and high <= 1) and not 0 <= ignore_index <= 1
+
+def checked_loss_and_gradient(z:Tensor, target:Tensor, settings:Settings, ignore_index:int, needs_grad:bool):
+    "Loss and gradient of entries of any shape, their targets checked, and how many of them are ignored"
+    y = target.to(z.dtype)
+    if target.dtype == torch.bool or not y.numel() or _all_in_range(y, ignore_index):
+        return *loss_and_gradient(z, smooth(y, settings), settings, needs_grad), 0
     known = y != ignore_index
-    bad = known & ~((y >= 0) & (y <= 1))
-    if bad.any(): raise ValueError(invalid_target(ignore_index, y[bad][0].item()))
-    return *loss_and_gradient(*mask_ignored(z, t, s, ignore_index), s, need), y.numel()-known.sum().item()
+    invalid = known & ~((y >= 0) & (y <= 1))
+    if invalid.any(): raise ValueError(invalid_target(ignore_index, y[invalid][0].item()))
+    z, y = mask_ignored(z, target, settings, ignore_index)
+    return *loss_and_gradient(z, y, settings, needs_grad), known.numel()-known.sum().item()
 
 # %% ../../nbs/24_ops.multi_label.ipynb #b48e0158
-def settings_of_entries(s, idx, C):
-    "The settings of entries idx"
-    if not any(isinstance(v, Tensor) for v in s): return s
-    return Settings(*[v[idx%C] if isinstance(v, Tensor) and v.ndim else v for v in s])
+def settings_of_entries(settings:Settings, entries:Tensor, C:int) -> Settings:
+    "The settings at flat indices of (N, C)"
+    if not any(isinstance(value, Tensor) and value.ndim for value in settings): return settings
+    classes = entries%C
+    return Settings._make(of_classes(value, classes) for value in settings)
 
-def _chunks(parts, ignore_index, need, keep=True):
-    "Loss and pull of chunks (z, t, settings), and how many entries are ignored"
-    parts = [checked_loss_and_gradient(*o, ignore_index, need) for o in parts]
-    if len(parts) == 1: return parts[0]
-    L, G, ignored = zip(*parts)
-    return torch.cat(L) if keep else torch.stack([o.sum() for o in L]), torch.cat(G) if need else None, sum(ignored)
+# %% ../../nbs/24_ops.multi_label.ipynb #75cb260d
+def _in_chunks(chunks:list[tuple], ignore_index:int, needs_grad:bool, keep_entries:bool=True):
+    "Loss, gradient and number of ignored of chunks (logits, targets, settings); only sums of the loss unless kept"
+    results = [checked_loss_and_gradient(z, target, settings, ignore_index, needs_grad)
+        for z, target, settings in chunks]
+    if len(results) == 1: return results[0]
+    losses, gradients, ignored = zip(*results)
+    loss = torch.cat(losses) if keep_entries else torch.stack([part.sum() for part in losses])
+    return loss, torch.cat(gradients) if needs_grad else None, sum(ignored)
 
-def _sparse(z, t, s, idx, *args):
-    "The same of the entries idx"
+def _of_active(z:Tensor, target:Tensor, settings:Settings, active:Tensor, ignore_index:int, needs_grad:bool):
+    "Loss and gradient at flat indices of (N, C), in their order, and how many of them are ignored"
     C = z.shape[1]
-    return _chunks([(z.take(i), t.take(i), settings_of_entries(s, i, C)) for i in idx.split(_block)], *args)
+    chunks = [(z.take(entries), target.take(entries), settings_of_entries(settings, entries, C))
+        for entries in active.split(CACHE_ENTRIES)]
+    return _in_chunks(chunks, ignore_index, needs_grad)
 
-def _dense(z, t, s, *args):
-    "The same of all entries"
-    rows = max(1, _block//z.shape[1])
-    if len(z) <= rows: return checked_loss_and_gradient(z, t, s, *args[:2])
-    return _chunks([(*o, s) for o in zip(z.split(rows), t.split(rows))], *args)
+def _of_all(z:Tensor, target:Tensor, settings:Settings, ignore_index:int, needs_grad:bool, keep_entries:bool):
+    "The same of all entries, in rows: (N, C)"
+    rows = max(1, CACHE_ENTRIES//z.shape[1])
+    if len(z) <= rows: return checked_loss_and_gradient(z, target, settings, ignore_index, needs_grad)
+    chunks = [(*part, settings) for part in zip(z.split(rows), target.split(rows))]
+    return _in_chunks(chunks, ignore_index, needs_grad, keep_entries)
 
 # %% ../../nbs/24_ops.multi_label.ipynb #e752cd22
 class OnePass(Function):
-    "The loss on a CPU, its gradient computed along with it"
+    "The loss on a CPU, its gradient computed along with it; logits and targets are (..., C)"
     @staticmethod
-    def forward(ctx, input, target, s, ignore_index, reduction, need, again):
-        C, keep = input.shape[-1], reduction == 'none'
-        z, t = widened(input).reshape(-1, C), target.reshape(-1, C)
-        idx = _active(z, t, s)
-        L, G, ignored = _dense(z, t, s, ignore_index, need, keep) if idx is None else _sparse(z, t, s, idx, ignore_index, need)
-        ctx.again, ctx.shape, ctx.dtype = again, input.shape, input.dtype
+    def forward(ctx, input, target, settings, ignore_index, reduction, needs_grad, double_backward:Callable|None):
+        C = input.shape[-1]
+        z = widened(input).reshape(-1, C)
+        target = target.reshape(-1, C)
+        active = _active_entries(z, target, settings)
+        if active is not None:
+            loss, gradient, ignored = _of_active(z, target, settings, active, ignore_index, needs_grad)
+        else:
+            keep_entries = reduction == 'none'
+            loss, gradient, ignored = _of_all(z, target, settings, ignore_index, needs_grad, keep_entries)
+        if needs_grad: ctx.save_for_backward(gradient, active)
+        ctx.double_backward = double_backward
+        ctx.shape = input.shape
+        ctx.dtype = input.dtype
         ctx.count = {'mean': z.numel()-ignored, 'batchmean': len(z)}.get(reduction, 1)
-        if need: ctx.save_for_backward(G, *() if idx is None else (idx,))
-        if not keep: return L.sum() if ctx.count == 1 else L.sum()/ctx.count
-        return (L if idx is None else z.new_zeros(z.numel()).index_copy_(0, idx, L)).view(input.shape)
+        if reduction != 'none': return loss.sum() if ctx.count == 1 else loss.sum()/ctx.count
+        if active is not None: loss = z.new_zeros(z.numel()).index_copy_(0, active, loss)
+        return loss.view(input.shape)
 
     @staticmethod
-    def backward(ctx, g):
-        if needs_double_backward(g): return ctx.again(g), *[None]*6
-        (G, *idx), g = ctx.saved_tensors, g if ctx.count == 1 else g/ctx.count
-        if idx:
-            G = (G*(g.reshape(-1)[idx[0]] if g.ndim else g)).to(ctx.dtype)
-            G = G.new_zeros(ctx.shape.numel()).index_copy_(0, idx[0], G)
-        elif g.ndim or backward_keeps_graph(): G = G.view(ctx.shape)*g
-        elif g != 1: G.mul_(g)                                    # nobody will ask for it again
-        return G.view(ctx.shape).to(ctx.dtype), *[None]*6
+    def backward(ctx, grad_output):
+        if needs_double_backward(grad_output): return ctx.double_backward(grad_output), *[None]*6
+        gradient, active = ctx.saved_tensors
+        factor = grad_output if ctx.count == 1 else grad_output/ctx.count
+        if active is None: return scaled(gradient.view(ctx.shape), factor).to(ctx.dtype), *[None]*6
+        if factor.ndim: factor = factor.reshape(-1)[active]
+        values = scaled(gradient, factor).to(ctx.dtype)
+        gradient = values.new_zeros(ctx.shape.numel()).index_copy_(0, active, values)
+        return gradient.view(ctx.shape), *[None]*6

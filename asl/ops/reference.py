@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/22_ops.reference.ipynb #a5e10015
 import math
+from collections.abc import Sequence
 from decimal import Decimal, localcontext
 from functools import lru_cache
 
@@ -18,118 +19,154 @@ from .checks import at_least_float32, highest_precision, known_classes, known_la
 from .torch_private import constant_for_compiler
 
 # %% ../../nbs/22_ops.reference.ipynb #17d76262
-def softplus(x): return F.softplus(x, threshold=50.)
+def softplus(x:Tensor) -> Tensor:
+    "log(1+exp(x)), exact at any x"
+    return F.softplus(x, threshold=50.)
 
 # %% ../../nbs/22_ops.reference.ipynb #d2579ea1
-def focusing_factor(base, log_base, gamma, detach=False):
-    "base**gamma, differentiated through log_base: never 0**(gamma-1) * 0"
+def focusing_factor(base:Tensor, log_base:Tensor, gamma:float|Tensor, detach:bool=False) -> Tensor:
+    "base**gamma, differentiated through log_base: never 0**(gamma-1) * 0; a constant if detach"
     power = base.detach()**gamma
     return power if detach else power*torch.exp(gamma*(log_base - log_base.detach()))
 
 # %% ../../nbs/22_ops.reference.ipynb #3b10fc2f
+DIGITS = 50                                                    # of decimals, more than any float has
+VELTKAMP = 2**29+1                                             # a product with it splits off 24 bits of a float64
+
 @lru_cache
-def split_logit_of_number(m, dtype):
-    "log(m/(1-m)) as hi + lo: hi rounded to dtype, lo what that left out"
-    z = math.log(m/(1-m))
-    scale = z*(2**29+1)
-    hi = z if dtype == torch.float64 else scale - (scale-z)    # Veltkamp's split: 24 bits remain
-    with localcontext(prec=50): return hi, float(Decimal(m).ln() - (1-Decimal(m)).ln() - Decimal(hi))
+def split_logit_of_number(m:float, dtype:torch.dtype|None) -> tuple[float, float]:
+    "log(m/(1-m)) as high + low: high rounded to dtype, float64 or else float32, low what that left out"
+    logit = math.log(m/(1-m))
+    scale = logit*VELTKAMP
+    high = logit if dtype == torch.float64 else scale - (scale-logit)
+    with localcontext(prec=DIGITS):
+        low = Decimal(m).ln() - (1-Decimal(m)).ln() - Decimal(high)
+        return high, float(low)
 
 @constant_for_compiler
-def _constant_logit(m, dtype): return split_logit_of_number(m, dtype)
+def _constant_logit(m, dtype):
+    "The same, which a compiler does not look into"
+    return split_logit_of_number(m, dtype)
 
 # %% ../../nbs/22_ops.reference.ipynb #4eef5aff
-def split_logit(m, dtype):
-    "The same, of a number or of a tensor"
+def split_logit(m:float|Tensor, dtype:torch.dtype) -> tuple:
+    "The same, of a number as two numbers, of a tensor as two tensors"
     if not isinstance(m, Tensor): return _constant_logit(m, dtype)
-    z = torch.special.logit(m.double())
-    return z.to(dtype), (z - z.to(dtype)).nan_to_num(0.).to(dtype)
+    logit = torch.special.logit(m.double())
+    high = logit.to(dtype)
+    return high, (logit-high).nan_to_num(0.).to(dtype)
 
 # %% ../../nbs/22_ops.reference.ipynb #7b5950f6
-def _log1mexp(x):
+def _log1mexp(x:Tensor) -> Tensor:
     "log(1 - exp(-x)) for x > 0, exact at both ends (Maechler 2012)"
-    return torch.where(x < 1, torch.log(-torch.expm1(-x)), torch.log1p(-torch.exp(-x.clamp(min=.5))))
+    small = torch.log(-torch.expm1(-x))
+    large = torch.log1p(-torch.exp(-x.clamp(min=.5)))
+    return torch.where(x < 1, small, large)
 
 # %% ../../nbs/22_ops.reference.ipynb #7e782d4e
-def shifted(z, m):
-    "p_m of Eq. (3), log p_m and log(1-p_m), and where p_m is zero; log p_m is right up to a constant"
-    p, q, log_p, log_q = torch.sigmoid(z), torch.sigmoid(-z), -softplus(-z), -softplus(z)
+def shifted(z:Tensor, m:float|Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor|None]:
+    "p_m of Eq. (3), log p_m up to a constant, log(1-p_m), and where p_m is zero, None for nowhere"
+    p = torch.sigmoid(z)
+    q = torch.sigmoid(-z)
+    log_p = -softplus(-z)
+    log_q = -softplus(z)
     if not isinstance(m, Tensor) and m == 0: return p, log_p, log_q, None
-    hi, lo = split_logit(m, z.dtype)
-    d = (z-hi) - lo
+    high, low = split_logit(m, z.dtype)
+    d = (z-high) - low
     easy = d <= 0                                              # false for nan, which must stay nan
     d = torch.where(easy, 1., d)                               # any positive number: its result is not used
     p_m = p*(1-m)*-torch.expm1(-d)                             # Eq. (8)
-    return p_m, _log1mexp(d)+log_p, _log1m(p_m, p, q, m, z, log_q), easy
+    log_p_m = _log1mexp(d) + log_p
+    return p_m, log_p_m, _log_1m(z, p, q, log_q, p_m, m), easy
 
 # %% ../../nbs/22_ops.reference.ipynb #fa972cca
-def _log1m(p_m, p, q, m, z, log_q):
-    "log(1-p_m) with p_m = p-m > 0, and its derivative -p*q/(q+m)"
-    dq = torch.where(z > 0, q, -p)                             # q but for a constant
-    log_qm = torch.log((q.detach()+m + (dq-dq.detach())).clamp(min=torch.finfo(z.dtype).tiny))
-    value = torch.where(p_m < .5, torch.log1p(-p_m), log_qm).detach()
-    out = value + (log_qm-log_qm.detach())
+def _log_1m(z:Tensor, p:Tensor, q:Tensor, log_q:Tensor, p_m:Tensor, m:float|Tensor) -> Tensor:
+    "log(1-p_m) for the p_m of Eq. (3) where it is above 0; its derivative is -p*q/(q+m)"
+    q_moving = torch.where(z > 0, q, -p)                       # q but for a constant
+    rest = q.detach()+m + (q_moving-q_moving.detach())
+    log_rest = torch.log(rest.clamp(min=torch.finfo(z.dtype).tiny))
+    value = torch.where(p_m < .5, torch.log1p(-p_m), log_rest).detach()
+    out = value + (log_rest-log_rest.detach())
     return torch.where(m > 0, out, log_q) if isinstance(m, Tensor) else out
 
 # %% ../../nbs/22_ops.reference.ipynb #f6019955
-def _terms(z, gamma_neg, gamma_pos, clip, eps=None, detach=False):
-    "L+ and L- of Eq. (4), elementwise"
-    log_p, floor = -softplus(-z), math.log(eps) if eps else -math.inf
-    pos = -focusing_factor(torch.sigmoid(-z), -softplus(z), gamma_pos, detach)*log_p.clamp(min=floor)
+def _terms(z:Tensor, gamma_neg:float|Tensor, gamma_pos:float|Tensor, clip:float|Tensor, eps:float|None=None,
+        detach:bool=False) -> tuple[Tensor, Tensor]:
+    "L+ and L- of Eq. (4), each in the shape of z"
+    lowest = math.log(eps) if eps else -math.inf
+    log_p = -softplus(-z)
+    pos = -focusing_factor(torch.sigmoid(-z), -softplus(z), gamma_pos, detach)*log_p.clamp(min=lowest)
     p_m, log_p_m, log_1m, easy = shifted(z, clip)
-    neg = -focusing_factor(p_m, log_p_m, gamma_neg, detach)*log_1m.clamp(min=floor)
-    return pos, neg if easy is None else torch.where(easy, 0., neg)
+    neg = -focusing_factor(p_m, log_p_m, gamma_neg, detach)*log_1m.clamp(min=lowest)
+    if easy is not None: neg = torch.where(easy, 0., neg)
+    return pos, neg
 
 # %% ../../nbs/22_ops.reference.ipynb #a5b6af16
-def reduce_loss(loss, reduction, count=None):
-    "Reduce elementwise losses; count is what 'mean' divides by (None: all)"
+def reduce_loss(loss:Tensor, reduction:str, count:Tensor|None=None) -> Tensor:
+    "Reduce losses of entries, (..., C), or of samples; count is what 'mean' divides by (None: all)"
     if reduction == 'none': return loss
     if reduction == 'sum': return loss.sum()
     if reduction == 'batchmean': return loss.sum(-1).mean()
     return loss.mean() if count is None else loss.sum()/count
 
 # %% ../../nbs/22_ops.reference.ipynb #dbf979a0
-def multi_label_reference(input, target, settings, ignore_index, reduction):
-    "The loss in plain operations, differentiable any number of times"
+def multi_label_reference(input:Tensor, target:Tensor, settings:Sequence, ignore_index:int, reduction:str) -> Tensor:
+    "Eq. (1) in plain operations, differentiable any number of times; logits and targets are (..., C)"
     gamma_neg, gamma_pos, clip, eps, smoothing, weight, pos_weight, detach = settings
-    input, target = plain_tensor(input), plain_tensor(target)
+    input = plain_tensor(input)
     z = input.to(at_least_float32(input))
-    y, known = known_labels(target, z.dtype, ignore_index)
+    y, known = known_labels(plain_tensor(target), z.dtype, ignore_index)
     if known is not None: z = torch.where(known, z, 0.)        # not even nan gets through
     y = y*(1-smoothing) + smoothing/2
     pos, neg = _terms(z, gamma_neg, gamma_pos, clip, eps, detach)
     loss = weight*(pos_weight*y*pos + (1-y)*neg)
     if known is None: return reduce_loss(loss, reduction)
-    return reduce_loss(torch.where(known, loss, 0.), reduction, known.sum() if reduction == 'mean' else None)
+    count = known.sum() if reduction == 'mean' else None
+    return reduce_loss(torch.where(known, loss, 0.), reduction, count)
 
 # %% ../../nbs/22_ops.reference.ipynb #44da31b8
-def exact_log_softmax(z):
-    "log p over dim 1, its argmax k, and log(1-p_k): exact also where p_k rounds to 1"
+def exact_log_softmax(z:Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    "log p over dim 1 of (N, C, ...), its argmax k, and log(1-p_k), both (N, 1, ...): exact also where p_k rounds to 1"
     z = z - z.detach().amax(1, keepdim=True)
     k = z.argmax(1, keepdim=True)
-    top, z_k = torch.zeros_like(z, dtype=torch.bool).scatter(1, k, True), z.gather(1, k)
-    rest = torch.logsumexp(z.masked_fill(top, torch.finfo(z.dtype).min/4), 1, keepdim=True)
-    log_k = -softplus(rest-z_k)
-    return torch.where(top, log_k, z-z_k+log_k), k, -softplus(z_k-rest)
+    is_k = torch.zeros_like(z, dtype=torch.bool).scatter(1, k, True)
+    z_k = z.gather(1, k)
+    none = torch.finfo(z.dtype).min/4                          # adds nothing, and is no infinity that could make nan
+    others = torch.logsumexp(z.masked_fill(is_k, none), 1, keepdim=True)
+    log_k = -softplus(others-z_k)
+    return torch.where(is_k, log_k, z-z_k+log_k), k, -softplus(z_k-others)
 
 # %% ../../nbs/22_ops.reference.ipynb #e7bc9271
-def _per_sample(z, t, gamma_pos, gamma_neg, eps, weight):
-    "Eq. (9) for each sample, and the weight of its target"
-    C, t = z.shape[1], t.unsqueeze(1)
-    of_target = lambda v: (v if isinstance(v, Tensor) else z.new_full((), v)).expand(z.shape).gather(1, t)
-    log_p, k, log_rest = exact_log_softmax(z)
-    log_t, w = of_target(log_p), of_target(weight)
-    log_1m = torch.where(t == k, log_rest, torch.log1p(-torch.exp(torch.where(t == k, -1., log_t))))
-    loss = (1-eps+eps/C)*w*torch.exp(of_target(gamma_pos)*log_1m)*-log_t
-    if eps: loss = loss - eps/C*(weight*torch.exp(gamma_neg*log_p)*log_p).scatter(1, t, 0.).sum(1, keepdim=True)
-    return loss.squeeze(1), w.squeeze(1)
+def _at_target(value:float|Tensor, z:Tensor, t:Tensor) -> Tensor:
+    "What is a number, or broadcasts against z, (N, C, ...), at the targets t, (N, 1, ...)"
+    if not isinstance(value, Tensor): value = z.new_full((), value)
+    return value.expand(z.shape).gather(1, t)
+
+def _per_sample(z:Tensor, t:Tensor, gamma_pos:float|Tensor, gamma_neg:float|Tensor, eps:float,
+        weight:float|Tensor) -> tuple[Tensor, Tensor]:
+    "Eq. (9) for each sample of (N, C, ...), and the class weight of its target, both (N, ...)"
+    C = z.shape[1]
+    t = t.unsqueeze(1)
+    log_p, k, log_rest_k = exact_log_softmax(z)
+    log_p_t = _at_target(log_p, z, t)
+    weight_t = _at_target(weight, z, t)
+    rest_t = torch.log1p(-torch.exp(torch.where(t == k, -1., log_p_t)))       # good unless the target is the largest
+    log_1m_t = torch.where(t == k, log_rest_k, rest_t)
+    loss = (1-eps+eps/C)*weight_t*torch.exp(_at_target(gamma_pos, z, t)*log_1m_t)*-log_p_t
+    if eps:
+        others = (weight*torch.exp(gamma_neg*log_p)*log_p).scatter(1, t, 0.)
+        loss = loss - eps/C*others.sum(1, keepdim=True)
+    return loss.squeeze(1), weight_t.squeeze(1)
 
 # %% ../../nbs/22_ops.reference.ipynb #a5e10017
-def single_label_reference(input, target, settings, ignore_index, reduction):
-    "The loss in plain operations, differentiable any number of times"
-    (gamma_pos, gamma_neg, eps, weight), input, target = settings, plain_tensor(input), plain_tensor(target)
+def single_label_reference(input:Tensor, target:Tensor, settings:Sequence, ignore_index:int, reduction:str) -> Tensor:
+    "Eq. (9) in plain operations, differentiable any number of times; logits are (N, C, ...), targets (N, ...)"
+    gamma_pos, gamma_neg, eps, weight = settings
+    input = plain_tensor(input)
     z = input.to(highest_precision(input))
-    t, known = known_classes(target, z.shape[1], ignore_index)
-    loss, w = _per_sample(torch.where(known.unsqueeze(1), z, 0.), t, gamma_pos, gamma_neg, eps, weight)
-    loss = reduce_loss(torch.where(known, loss, 0.), reduction, (known*w).sum() if reduction == 'mean' else None)
+    t, known = known_classes(plain_tensor(target), z.shape[1], ignore_index)
+    z = torch.where(known.unsqueeze(1), z, 0.)                 # not even nan gets through
+    loss, weight_t = _per_sample(z, t, gamma_pos, gamma_neg, eps, weight)
+    count = (known*weight_t).sum() if reduction == 'mean' else None
+    loss = reduce_loss(torch.where(known, loss, 0.), reduction, count)
     return loss.to(at_least_float32(input))

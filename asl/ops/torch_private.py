@@ -6,47 +6,55 @@
 __all__ = []
 
 # %% ../../nbs/21_ops.torch_private.ipynb #49170174
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 # %% ../../nbs/21_ops.torch_private.ipynb #bcadebe2
-_functorch_active = getattr(torch._C, '_are_functorch_transforms_active', None)
+_functorch = getattr(torch._C, '_functorch', None)
+_transforms_active = getattr(torch._C, '_are_functorch_transforms_active', None)
+_max_level = getattr(_functorch, 'maxlevel', None)
 
-def functorch_active():
+def functorch_active() -> bool:
     "Whether a transform of torch.func is at work; where PyTorch does not tell, whether torch.func has a level"
-    if _functorch_active is not None: return _functorch_active()
-    return torch._C._functorch.maxlevel() > 0 if hasattr(torch._C._functorch, 'maxlevel') else False
+    if _transforms_active is not None: return _transforms_active()
+    return _max_level is not None and _max_level() > 0
 
-def forward_mode_active():
+def forward_mode_active() -> bool:
     "Whether derivatives are taken forward (torch.autograd.forward_ad)"
     return getattr(forward_ad, '_current_level', -1) >= 0
 
 # %% ../../nbs/21_ops.torch_private.ipynb #bfcaabdd
-_keeps_graph = getattr(torch._C._autograd, '_get_current_graph_task_keep_graph', None)
-_is_batched = getattr(torch._C._functorch, 'is_legacy_batchedtensor', None)
+_autograd = getattr(torch._C, '_autograd', None)
+_keeps_graph = getattr(_autograd, '_get_current_graph_task_keep_graph', None)
+_is_batched = getattr(_functorch, 'is_legacy_batchedtensor', None)
 
-def backward_keeps_graph():
+def backward_keeps_graph() -> bool:
     "In a backward: whether there may be another one. Where PyTorch does not tell, yes: nothing is then overwritten"
     return _keeps_graph is None or _keeps_graph()
 
-def is_batched_gradient(gradient):
+def is_batched_gradient(gradient:Tensor) -> bool:
     "In a backward: whether many gradients come at once (is_grads_batched)"
     return _is_batched is not None and _is_batched(gradient)
 
 # %% ../../nbs/21_ops.torch_private.ipynb #83a3085f
-def assert_on_device(condition:Tensor, message:str):
+def assert_on_device(condition:Tensor, message:str) -> None:
     "Assert where the tensor is: the host does not wait, and a compiler keeps it in its graph"
-    torch._assert_async(condition, message)
+    torch._assert_async(condition, message)  # pyright: ignore[reportPrivateImportUsage]  # private, hence here
 
-def constant_for_compiler(function):
-    "Mark a function whose result a compiler takes for constant; torch.compiler.assume_constant_result imports the compiler"
+def constant_for_compiler(function:Callable) -> Callable:
+    "Mark a function whose result a compiler takes for constant"
+    # torch.compiler.assume_constant_result does the same, but imports the compiler
     function._dynamo_marked_constant = True
     return function
 
-try: from torch._compile import _disable_dynamo as not_compiled      # torch.compiler.disable imports the compiler, too
+# %% ../../nbs/21_ops.torch_private.ipynb #f68fd720
+try: from torch._compile import _disable_dynamo as not_compiled
 except ImportError: not_compiled = torch.compiler.disable
 
+# %% ../../nbs/21_ops.torch_private.ipynb #d15db98b
 def stored_entries(sparse:Tensor) -> tuple[Tensor, Tensor]:
     "Indices and values that a COO tensor holds, whether it is coalesced or not; writing to them changes it"
     return sparse._indices(), sparse._values()
