@@ -40,7 +40,8 @@ def outside_code(change, text):
     return re.sub('\0(\\d+)\0', lambda m: blocks[int(m[1])], text)
 
 def admonition(m, plain):
-    kind, title, body = m[1], m[2], m[3].strip()
+    kind, title, body = m.groups()
+    body = body.strip()
     if not plain: return f':::{{admonition}} {title or kind.title()}\n:class: {kind}\n\n{body}\n:::'
     lines = [f'[!{kind.upper()}]', *([f'**{title}**', ''] if title else []), *body.splitlines()]
     return '\n'.join(f'> {line}'.rstrip() for line in lines)
@@ -126,7 +127,8 @@ def processed(path):
 
 def convert(path, plain=False):
     "A processed notebook, free of what only Quarto understands"
-    nb, cells = nbformat.reads(processed(path), 4), []
+    nb = nbformat.reads(processed(path), 4)
+    cells = []
     for i, cell in enumerate(nb.cells):
         if cell.cell_type == 'raw':
             nb.metadata.page = page = yaml.safe_load(cell.source.strip().strip('-'))
@@ -149,7 +151,8 @@ def convert(path, plain=False):
             if not cell.source and not cell.get('outputs'): continue
         if cell.cell_type == 'markdown': cell.source = markdown(cell.source, plain)
         cells.append(cell)
-    nb.cells, nb.metadata['language_info'] = cells, dict(name='python')
+    nb.cells = cells
+    nb.metadata['language_info'] = dict(name='python')
     return nb
 
 def moves(output):

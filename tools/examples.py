@@ -19,7 +19,8 @@ def source(cell): return ''.join(cell['source'])
 
 def examples(nb):
     "By the heading above it, each cell of a notebook that is an example: a program with imports"
-    found, heading = {}, None
+    found = {}
+    heading = None
     for cell in nb['cells']:
         text = source(cell)
         if cell['cell_type'] == 'markdown' and text.startswith('## '): heading = text.splitlines()[0][3:]
@@ -30,7 +31,8 @@ def examples(nb):
 
 def run(text, folder):
     "Run a program as a file in a folder; returns what it printed and what it drew, as a notebook's outputs"
-    file, figure = Path(folder, 'example.py'), Path(folder, 'figure.png')
+    file = Path(folder, 'example.py')
+    figure = Path(folder, 'figure.png')
     file.write_text(text+'\n')
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', start, file, figure], cwd=folder,
         env={**os.environ, **environment}, capture_output=True, text=True, timeout=300)

@@ -18,7 +18,8 @@ def same(old, new, tolerance=1e-5):
 
 def shown(cell):
     "The texts that a cell shows, by kind, and the number of its figures"
-    texts, figures = {}, 0
+    texts = {}
+    figures = 0
     for o in cell.outputs:
         data = {o.name: o.text} if o.output_type == 'stream' else dict(o.get('data', {}))
         data = {kind: ''.join(text) for kind, text in data.items()}
@@ -29,7 +30,8 @@ def shown(cell):
 
 def compare(old, new, varies):
     "What is wrong with the stored outputs `old`, given the new ones"
-    (old, old_figures), (new, new_figures) = shown(old), shown(new)
+    old, old_figures = shown(old)
+    new, new_figures = shown(new)
     if old_figures != new_figures: return [f'{old_figures} stored figures, {new_figures} new ones']
     if varies and old.keys() == new.keys(): return []
     return [f'stored {kind}:\n{old.get(kind)}\nnew {kind}:\n{new.get(kind)}' for kind in old.keys()|new.keys()
@@ -41,7 +43,9 @@ def run(path, check=False):
     from execnb.shell import CaptureShell
     from nbdev.clean import clean_nb
     os.chdir(path.parent)
-    old, new, shell = read_nb(path), read_nb(path), CaptureShell(path=path.parent)
+    old = read_nb(path)
+    new = read_nb(path)
+    shell = CaptureShell(path=path.parent)
     for cell in new.cells:
         if cell.cell_type != 'code' or skipped.search(cell.source): continue        # keeps what it shows
         cell.outputs = []

@@ -47,10 +47,14 @@ def faults(path):
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.Lambda)]
     in_strings = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
     nodes = {id(node): node for function in functions for node in ast.walk(function) if id(node) not in in_strings}
+    seen = set()
     for node in nodes.values():
         for old, new in changes(node):
-            start, end = starts[old.lineno-1]+old.col_offset, starts[old.end_lineno-1]+old.end_col_offset
+            start = starts[old.lineno-1] + old.col_offset
+            end = starts[old.end_lineno-1] + old.end_col_offset
             text = f'({ast.unparse(ast.fix_missing_locations(new))})'
+            if (start, end, text) in seen: continue
+            seen.add((start, end, text))
             before = ' '.join(source[start:end].decode().split())
             yield old.lineno, before, text, (source[:start]+text.encode()+source[end:]).decode()
 
@@ -78,7 +82,8 @@ def main():
     parser.add_argument('--seed', type=int, default=0, help='which ones')
     parser.add_argument('--only', metavar='MODULE', help='in this module alone, such as ops.reference')
     options = parser.parse_args()
-    chosen, survivors = choose(options.count, options.seed, options.only), 0
+    chosen = choose(options.count, options.seed, options.only)
+    survivors = 0
     with TemporaryDirectory() as folder:
         copy = Path(folder).resolve()
         for part in ('asl', 'tests', 'tools'):

@@ -62,7 +62,8 @@ def plain_pages(pages):
     "Each page as Markdown beside its HTML, and llms.txt, their list"
     lines = [f'# {cfg.title}', '', f'> {cfg.description}', '', '## Docs', '']
     for path in sorted(pages, key=lambda o: (o.name != cfg.readme_nb, o.name[0] != '1', o.name)):  # the reading order
-        nb, name = convert(path, plain=True), stem(path)
+        nb = convert(path, plain=True)
+        name = stem(path)
         text, images = export(nb, name, f'{name}_files')
         for file, data in {f'{name}.html.md': text.encode(), **images}.items():
             (built/file).parent.mkdir(exist_ok=True)

@@ -225,7 +225,8 @@ def in_jax():
     import jax, torch, numpy as np
     from asl import jax as ours
     z, y, _ = list(many_labels(torch.float32))[1]
-    z, y = z.numpy(), y.numpy()
+    z = z.numpy()
+    y = y.numpy()
     def value_and_gradient(f): return sha(*[np.asarray(array).tobytes() for array in jax.value_and_grad(f)(z)])
     functions = dict(many=lambda z: ours.asymmetric_loss_multi_label(z, y),
         one=lambda z: ours.asymmetric_loss_single_label(z, y.argmax(1)), posterior=lambda z: ours.posterior(z).sum())

@@ -96,7 +96,7 @@ def head_panel(ax, rows):
     for i, same_head in enumerate(cases(rows, 'peer', 'mode')):
         measured = [row for row in same_head if 'both' in row]
         if not measured: continue
-        peer, mode = measured[0]['peer'], measured[0]['mode']
+        peer, mode = (measured[0][key] for key in ('peer', 'mode'))
         ax.plot([shares.index(row['easy']) for row in measured], [median(row) for row in measured],
                 'o-' if peer == 'tiles' else 's--', color=f'C{i}', ms=4, label=f'{peer}, {mode}')
     ax.set(xticks=range(len(shares)), xticklabels=[f'{100*share:g}' for share in shares], yscale='log', ylabel='ms')
