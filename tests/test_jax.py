@@ -13,11 +13,11 @@ from jax import numpy as jnp
 from asl import jax as ours
 
 each = np.linspace(.5, 1.5, 7, dtype=np.float32)
-settings_multi = [dict(gamma_neg=0., gamma_pos=0., clip=0.), dict(gamma_neg=2.5, gamma_pos=.5, clip=.2),
-    dict(gamma_neg=4*each, gamma_pos=each, clip=each/10), dict(weight=each, pos_weight=2*each, reduction='mean'),
-    dict(smoothing=.1, disable_torch_grad_focal_loss=True, reduction='batchmean'), dict(ignore_index=1)]
+settings_multi = [dict(gamma_neg=2.5, gamma_pos=.5, clip=.2, weight=each, pos_weight=2*each, reduction='mean'),
+    dict(gamma_neg=4*each, gamma_pos=each, clip=each/10), dict(gamma_neg=0., gamma_pos=0., clip=0., ignore_index=1),
+    dict(smoothing=.1, disable_torch_grad_focal_loss=True, reduction='batchmean')]
 settings_single = [dict(eps=0.), dict(gamma_pos=.5, gamma_neg=2.5, eps=.3, reduction='sum'),
-    dict(gamma_pos=each, gamma_neg=4*each, reduction='none'), dict(weight=each, ignore_index=1)]
+    dict(gamma_pos=each, gamma_neg=4*each, weight=each, ignore_index=1, reduction='none')]
 
 def data(unknown=-100):
     "Logits near and far, (12, 7), labels with some unknown, and classes, one unknown"
@@ -57,8 +57,8 @@ def test_one_label_is_as_in_torch(settings):
     want = in_torch(asl.asymmetric_loss_single_label, z, t, **settings)
     for a, b in zip(got, want): np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
 
-@pytest.mark.parametrize('settings', [{}, dict(gamma_neg=2., gamma_pos=.5, clip=0.), dict(smoothing=.1, pos_weight=2.),
-    dict(disable_torch_grad_focal_loss=True), dict(gamma_neg=4*each, clip=each/10)])
+@pytest.mark.parametrize('settings', [{}, dict(gamma_neg=2., gamma_pos=.5, clip=0., smoothing=.1, pos_weight=2.),
+    dict(gamma_neg=4*each, clip=each/10, disable_torch_grad_focal_loss=True)])
 def test_posteriors_are_as_in_torch(settings):
     z, *_ = data()
     want = torch_posterior(torch.tensor(z), **tensors(settings))
