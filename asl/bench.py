@@ -8,7 +8,7 @@ __all__ = ['bench', 'main']
 # %% ../nbs/09_bench.ipynb #a5e10032
 from inspect import signature
 
-from .benchmark.measure import run_benchmark
+from .benchmark.measure import Options, run_benchmark
 from .cli import command
 
 # %% ../nbs/09_bench.ipynb #fd6ec5e1
@@ -31,7 +31,11 @@ def bench(
     force:bool=False,       # Overwrite these files
 )->dict:                    # What is written to `out`
     "Measure the asymmetric loss beside timm's, the published formula, BCE and focal loss, or cross-entropy"
-    return run_benchmark(dict(locals()), {k: p.default for k, p in signature(bench).parameters.items()})
+    defaults = {name: parameter.default for name, parameter in signature(bench).parameters.items()}
+    options = Options(task=task, linear=linear, features=features, sizes=sizes, dtypes=dtypes, easy=easy,
+        repeats=repeats, device=device, threads=threads, seed=seed, no_compile=no_compile, quick=quick, out=out,
+        plot=plot, force=force)
+    return run_benchmark(options, defaults)
 
 # %% ../nbs/09_bench.ipynb #9c083f9f
 def main(argv=None):

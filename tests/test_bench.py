@@ -5,6 +5,7 @@ import pytest
 
 from asl.bench import bench, main
 
+absent = 'timm', 'torchvision'      # in the tests of what is done without them
 command = [sys.executable, '-c', 'from asl.bench import main; main()']
 
 def run(*args, cwd):
@@ -28,37 +29,39 @@ def test_the_record(quick):
     record = json.loads((quick[0]/'a.json').read_text())
     assert record['command'].startswith('asl_bench') and '--quick' in record['command']
     assert record['machine']['cpu'] and record['machine']['cores'] and record['machine']['gpu'] is None
-    assert {'python', 'torch', 'asl', 'threads'} <= record['versions'].keys() and record['date'] and record['skipped'] == []
+    assert {'python', 'torch', 'asl', 'threads'} <= record['versions'].keys()
+    assert record['date'] and record['skipped'] == []
     assert record['options']['seed'] == 0 and record['seconds'] >= 0
     found = {(r['task'], tuple(r['size']), r['easy']) for r in record['rows']}
     sizes = (64, 80), (64, 1000)
     assert found == {('multi', s, e) for s in sizes for e in (.5, .9)} | {('single', s, None) for s in sizes}
     for r in record['rows']:
-        assert len(r['both']) == 4 and r['both'] == sorted(r['both']) and r['dtype'] == 'float32' and r['samples'] == 5*(20 if r['size'][1] == 80 else 16)
+        assert len(r['both']) == 4 and r['both'] == sorted(r['both'])
+        assert r['dtype'] == 'float32' and r['samples'] == 5*(20 if r['size'][1] == 80 else 16)
         if r['peer'] == 'copy floor': continue
         assert r['mode'] == 'eager' and 'failed' not in r and len(r['forward']) == len(r['backward']) == 4
         assert 0 <= r['kept_beyond_inputs'] <= r['kept'] and r['peak'] >= r['bytes']      # the gradient, at least
         if (r['task'], r['peer']) == ('multi', 'timm'): assert r['kept_beyond_inputs'] == 11*r['bytes']
         if (r['task'], r['peer']) == ('multi', 'asl'): assert r['kept'] <= r['bytes']
 
-def test_what_was_asked_for(capsys):
+def test_what_was_asked_for():
     record = small(task='single', sizes='3x7,8x20', dtypes='bfloat16,float16', seed=3)
     assert {(r['task'], tuple(r['size']), r['dtype']) for r in record['rows']} == {
         ('single', s, d) for s in ((3, 7), (8, 20)) for d in ('bfloat16', 'float16')}
     assert {r['bytes'] for r in record['rows']} == {2*3*7, 2*8*20} and record['options']['seed'] == 3
 
-def test_threads_are_used_recorded_and_given_back(capsys):
+def test_threads_are_used_recorded_and_given_back():
     import torch
     before = torch.get_num_threads()
     assert small(task='single', threads=before+1)['versions']['threads'] == before+1
     assert torch.get_num_threads() == before
 
-def test_a_compiled_peer_that_fails_is_in_the_table(capsys, monkeypatch):
+def test_a_compiled_peer_that_fails_is_in_the_table(monkeypatch):
     import asl.benchmark.race, asl.benchmark.report
-    def breaks(z, y):
+    def breaks(z, _y):
         if z.sum() > 0: return z.sum()
         return (2*z).sum()
-    monkeypatch.setattr(asl.benchmark.race, 'peers', lambda task: {'breaks': breaks})
+    monkeypatch.setattr(asl.benchmark.race, 'peers', lambda _task: {'breaks': breaks})
     record = small(task='single')
     assert [r['mode'] for r in record['rows']] == ['', 'eager']
     fs = asl.benchmark.race.entrants('single', True)
@@ -73,15 +76,17 @@ def test_a_size_too_large_is_skipped_and_the_rest_goes_on(capsys):
     assert {tuple(r['size']) for r in record['rows']} == {(8, 20)}
     assert '1000000 x 1000000 skipped, out of memory' in capsys.readouterr().out
 
-def test_only_too_large_sizes(tmp_path, capsys):
-    record = small(task='single', sizes='1000000x1000000', out=str(tmp_path/'a.json'), plot=str(tmp_path/'a.png'))
-    assert record['rows'] == [] and json.loads((tmp_path/'a.json').read_text()) == record and not (tmp_path/'a.png').exists()
+def test_only_too_large_sizes(tmp_path):
+    out, plot = tmp_path/'a.json', tmp_path/'a.png'
+    record = small(task='single', sizes='1000000x1000000', out=str(out), plot=str(plot))
+    assert record['rows'] == [] and json.loads(out.read_text()) == record and not plot.exists()
 
 def test_heads(tmp_path, capsys):
-    record = small(linear=True, sizes='8x40,4x2000', features=16, easy='.5,.999', out=str(tmp_path/'a.json'), plot=str(tmp_path/'a.png'))
+    out, plot = tmp_path/'a.json', tmp_path/'a.png'
+    record = small(linear=True, sizes='8x40,4x2000', features=16, easy='.5,.999', out=str(out), plot=str(plot))
     who = [('asl', 'eager'), ('timm', 'eager'), ('tiles', 'indices'), ('tiles', 'dense'), ('tiles', 'row-sparse')]
     assert [(r['peer'], r['mode']) for r in record['rows']] == 4*who
-    assert json.loads((tmp_path/'a.json').read_text()) == record and (tmp_path/'a.png').read_bytes()[:4] == b'\x89PNG'
+    assert json.loads(out.read_text()) == record and plot.read_bytes()[:4] == b'\x89PNG'
     for r in record['rows']:
         assert r['features'] == 16 and r['bytes'] == 4*r['size'][0]*r['size'][1] and r['both'] == sorted(r['both'])
         if r['peer'] == 'timm': assert r['peak'] > 11*r['bytes']
@@ -89,18 +94,19 @@ def test_heads(tmp_path, capsys):
         assert abs(sum(r['shares'][k] for k in ('skipped', 'sparse', 'columns', 'dense'))-1) < 1e-9
     assert 'head of 16 features, 4 x 2000, float32, 99.9% easy' in capsys.readouterr().out
 
-def test_heads_without_timm_and_compiled(capsys, monkeypatch):
+def test_heads_without_timm_and_compiled(monkeypatch):
     import asl.benchmark.race
     find = asl.benchmark.race.find_spec
-    monkeypatch.setattr(asl.benchmark.race, 'find_spec', lambda p: None if p in ('timm', 'torchvision') else find(p))
+    monkeypatch.setattr(asl.benchmark.race, 'find_spec', lambda p: None if p in absent else find(p))
     record = bench(linear=True, sizes='8x40', features=8, easy='.9', repeats=1)
-    assert [(r['peer'], r['mode']) for r in record['rows']] == [('asl', 'eager'), ('asl', 'compiled'), ('tiles', 'compiled'),
-        ('tiles', 'indices'), ('tiles', 'dense'), ('tiles', 'row-sparse')]
+    assert [(r['peer'], r['mode']) for r in record['rows']] == [('asl', 'eager'), ('asl', 'compiled'),
+        ('tiles', 'compiled'), ('tiles', 'indices'), ('tiles', 'dense'), ('tiles', 'row-sparse')]
     assert not any('failed' in r for r in record['rows'])
 
-bad = ['--task foo', '--linear --features 0', '--sizes 64', '--sizes 64x0', '--sizes 8x8,', '--sizes -1x5', '--dtypes float8', '--dtypes float64', '--easy 2',
-    '--easy nan', '--easy x', '--repeats 0', '--repeats x', '--threads 0', '--seed -1', '--device tpu', '--size 8x8', '--out missing/a.json',
-    '--plot missing/a.png', '--plot a.txt', '--out .', 'a.json']
+bad = ['--task foo', '--linear --features 0', '--sizes 64', '--sizes 64x0', '--sizes 8x8,', '--sizes -1x5',
+    '--dtypes float8', '--dtypes float64', '--easy 2', '--easy nan', '--easy x', '--repeats 0', '--repeats x',
+    '--threads 0', '--seed -1', '--device tpu', '--size 8x8', '--out missing/a.json', '--plot missing/a.png',
+    '--plot a.txt', '--out .', 'a.json']
 
 def refused(options, capsys):
     "The one line of a refused call"
@@ -112,9 +118,10 @@ def refused(options, capsys):
 @pytest.mark.parametrize('options', bad)
 def test_a_bad_option_is_one_line(tmp_path, monkeypatch, capsys, options):
     monkeypatch.chdir(tmp_path)
-    assert options.split()[-2 if options.startswith('--linear') else 0] in refused(options, capsys) and not list(tmp_path.iterdir())
+    named = options.split()[-2 if options.startswith('--linear') else 0]
+    assert named in refused(options, capsys) and not list(tmp_path.iterdir())
 
-def test_no_gpu_is_one_line(monkeypatch, capsys):
+def test_no_gpu_is_one_line(capsys):
     import torch
     if torch.cuda.is_available(): pytest.skip('there is a GPU')
     assert '--device cuda' in refused('--quick --device cuda', capsys)
@@ -122,7 +129,8 @@ def test_no_gpu_is_one_line(monkeypatch, capsys):
 def test_an_existing_file_is_kept_unless_forced(tmp_path, capsys):
     for name, option in (('a.json', 'out'), ('a.png', 'plot')):
         (tmp_path/name).write_text('mine')
-        assert '--force' in refused(f'--quick --{option} {tmp_path/name}', capsys) and (tmp_path/name).read_text() == 'mine'
+        assert '--force' in refused(f'--quick --{option} {tmp_path/name}', capsys)
+        assert (tmp_path/name).read_text() == 'mine'
     small(task='single', out=str(tmp_path/'a.json'), force=True)
     assert json.loads((tmp_path/'a.json').read_text())['rows']
 
@@ -132,12 +140,14 @@ def test_a_missing_package_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(c, 'find_spec', lambda p: None if p == 'tqdm' else find(p))
     assert "tqdm not installed: pip install 'asymmetric-loss[train]'" in refused('--quick', capsys)
 
-def test_without_timm_the_rest_is_measured(monkeypatch, capsys):
+def test_without_timm_the_rest_is_measured(monkeypatch):
     import asl.benchmark.measure, asl.benchmark.race
     find = asl.benchmark.race.find_spec
-    for module in (asl.benchmark.measure, asl.benchmark.race): monkeypatch.setattr(module, 'find_spec', lambda p: None if p in ('timm', 'torchvision') else find(p))
+    for module in (asl.benchmark.measure, asl.benchmark.race):
+        monkeypatch.setattr(module, 'find_spec', lambda p: None if p in absent else find(p))
     record = small(task='multi')
-    assert [r['peer'] for r in record['rows']] == ['copy floor', 'asl', 'published', 'BCE'] and 'timm' not in record['versions']
+    assert [r['peer'] for r in record['rows']] == ['copy floor', 'asl', 'published', 'BCE']
+    assert 'timm' not in record['versions']
 
 def test_nothing_else_is_printed_by_a_refusal(tmp_path):
     result = run('--sizes', 'x', cwd=tmp_path)
@@ -150,5 +160,6 @@ def test_help_names_every_option(capsys):
     for name in inspect.signature(bench).parameters: assert f'--{name}' in out
 
 def test_importing_it_is_light():
-    code = "import sys, asl.bench; print([m for m in ('timm', 'torchvision', 'matplotlib', 'sklearn') if m in sys.modules])"
+    heavy = 'timm', 'torchvision', 'matplotlib', 'sklearn'
+    code = f'import sys, asl.bench; print([m for m in {heavy} if m in sys.modules])'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == '[]'

@@ -1,5 +1,5 @@
-"""Every page of the site, opened from disk in a browser: `make docs` first. Needs chromium and chromedriver (Debian's packages of
-these names) and selenium. Without them these tests are skipped, and fail where CI is set."""
+"""Every page of the site, opened from disk in a browser: `make docs` first. Needs chromium and chromedriver (Debian's
+packages of these names) and selenium. Without them these tests are skipped, and fail where CI is set."""
 import json, os, re, shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +22,8 @@ def browser():
     if not pages: absent('there is no site in _docs: run make docs')
     chrome = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
     driver = shutil.which('chromedriver')
-    if not (chrome and driver): absent(f'a browser test needs chromium and chromedriver on PATH; found {chrome} and {driver}')
+    if not (chrome and driver):
+        absent(f'a browser test needs chromium and chromedriver on PATH; found {chrome} and {driver}')
     from selenium import webdriver
     options = webdriver.ChromeOptions()
     options.binary_location = chrome
@@ -35,14 +36,16 @@ def browser():
         driver.quit()
 
 def resize(browser, width):
-    browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(width=width, height=900, deviceScaleFactor=1, mobile=width < 600))
+    screen = dict(width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+    browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', screen)
 
 def visit(browser, page, width=1280):
     "Open a page and wait for its equations; nothing may leave the machine, be missing, or complain"
     resize(browser, width)
     for kind in ('browser', 'performance'): browser.get_log(kind)   # what an earlier page has left
     browser.get(f'{site.as_uri()}/{page}')
-    browser.execute_async_script('const done = arguments[0]; window.MathJax ? MathJax.startup.promise.then(() => done()) : done()')
+    browser.execute_async_script("""const done = arguments[0]
+        window.MathJax ? MathJax.startup.promise.then(() => done()) : done()""")
     quiet(browser)
 
 def quiet(browser):
@@ -73,8 +76,9 @@ def test_page(browser, page, width):
         .filter(o => o.scrollWidth > o.clientWidth).map(o => o.scrollWidth)""")
     assert not wide, 'the page scrolls sideways'
     assert browser.title
-    wanted, drawn, wrong = browser.execute_script(
-        "return ['.math', 'mjx-container', '[data-mml-node=merror], mjx-container [fill=red]'].map(o => document.querySelectorAll(o).length)")
+    wanted, drawn, wrong = browser.execute_script("""
+        return ['.math', 'mjx-container', '[data-mml-node=merror], mjx-container [fill=red]']
+            .map(o => document.querySelectorAll(o).length)""")
     assert wanted == drawn and not wrong, 'equations that are not drawn'
     prose = browser.execute_script('''const page = document.querySelector('article').cloneNode(true)
         page.querySelectorAll('pre, code, script, mjx-container').forEach(o => o.remove())
@@ -83,7 +87,8 @@ def test_page(browser, page, width):
 
 def test_links_lead_somewhere(browser, page):
     page(widths[-1])
-    for link in browser.execute_script("return [...document.querySelectorAll('a[href], img[src]')].map(o => o.href || o.src)"):
+    found = "return [...document.querySelectorAll('a[href], img[src]')].map(o => o.href || o.src)"
+    for link in browser.execute_script(found):
         url = urlsplit(link)
         if url.scheme != 'file': continue
         path = Path(unquote(url.path))
@@ -103,7 +108,8 @@ def test_search(browser):
 def test_sliders(browser, slider, width):
     visit(browser, 'loss.html', width)
     look = '''const figure = document.querySelector('.asl-slider')
-        const curves = [...figure.querySelectorAll('path')].filter(o => getComputedStyle(o.parentNode).display != 'none')
+        const curves = [...figure.querySelectorAll('path')]
+            .filter(o => getComputedStyle(o.parentNode).display != 'none')
         return [curves.map(o => o.getAttribute('d')).join(), figure.querySelector('output').textContent]'''
     curves, values = browser.execute_script(look)
     browser.execute_script('''const slider = document.querySelector(`.asl-slider input[name=${arguments[0]}]`)

@@ -1,5 +1,5 @@
-"""Notebooks for the documentation: processed by nbdev, which writes for Quarto, and from there to the Markdown of MyST, or to plain
-Markdown as GitHub shows it."""
+"""Notebooks for the documentation: processed by nbdev, which writes for Quarto, and from there to the Markdown of MyST,
+or to plain Markdown as GitHub shows it."""
 import inspect, re, sys
 from functools import cache, partial
 from importlib import import_module
@@ -17,7 +17,7 @@ from nbdev.processors import FilterDefaults, exec_show_docs
 cfg = get_config()
 host = f'{cfg.doc_host}{cfg.doc_baseurl}'.rstrip('/')+'/'
 processors.NbdevLookup = partial(NbdevLookup, skip_mods='asl.jax')    # names mean PyTorch's functions, not JAX's
-processors._hide_dirs = processors._hide_dirs - {'exporti'}            # what a module shares inside of asl is shown, without an entry
+processors._hide_dirs = processors._hide_dirs - {'exporti'}   # what a module shares inside of asl is shown, no entry
 
 code = re.compile(r'^(`{3,}).*?^\1`*[ \t]*$|`[^`\n]+`', re.M|re.S)
 callout = re.compile(r'^:::+ *\{\.callout-(\w+)[^}]*\}\n+(?:#+ +([^\n]+)\n)?(.*?)^:::+ *$', re.M|re.S)
@@ -25,8 +25,13 @@ entry = re.compile(r'\A(?:---\n+)?\[source\]\((\S+)\)\{[^}]*\}\n+(#+ (\S+))\n+(`
 documented = re.compile(r'^ {4}(\*{0,2}\w+)(?::(.*?))?(?:=.*?)?, # (.*)$', re.M)
 returned = re.compile(r'^\)->(.*): # (.*)$', re.M)
 
-def slug(title): return re.sub(r'[^\w .-]', '', title.strip().lower()).replace(' ', '-')   # as nbdev's doclinks have it
-def stem(path): return re.sub(r'^\d+[a-z]?_|\.ipynb$', '', Path(path).name.lower())        # 20_ops.checks.ipynb is ops.checks.html
+def slug(title):
+    "The address of a heading, as nbdev's doclinks have it"
+    return re.sub(r'[^\w .-]', '', title.strip().lower()).replace(' ', '-')
+
+def stem(path):
+    "The name of a notebook's page: 20_ops.checks.ipynb is ops.checks.html"
+    return re.sub(r'^\d+[a-z]?_|\.ipynb$', '', Path(path).name.lower())
 
 def outside_code(change, text):
     "Apply `change` to `text`, but not to the code in it"
@@ -35,7 +40,8 @@ def outside_code(change, text):
     return re.sub('\0(\\d+)\0', lambda m: blocks[int(m[1])], text)
 
 def admonition(m, plain):
-    kind, title, body = m[1], m[2], m[3].strip()
+    kind, title, body = m.groups()
+    body = body.strip()
     if not plain: return f':::{{admonition}} {title or kind.title()}\n:class: {kind}\n\n{body}\n:::'
     lines = [f'[!{kind.upper()}]', *([f'**{title}**', ''] if title else []), *body.splitlines()]
     return '\n'.join(f'> {line}'.rstrip() for line in lines)
@@ -50,34 +56,49 @@ def signature(name, found):
 def arguments(found, definition):
     "What is said about each argument, and about what comes back: in a numpy docstring, or in comments of the signature"
     said = NumpyDocString(inspect.getdoc(found) or '')
-    if said['Parameters']:
-        call = inspect.signature(found).parameters
-        def kind(name): return '' if name not in call or call[name].annotation is inspect.Parameter.empty else formatted(call[name].annotation)
-        listed = [(f'{name}: {kind(name)}'.removesuffix(': '), ' '.join(o.desc)) for name, o in said['Parameters'].items()]
-        if said['Returns']: listed.append((f"returns {said['Returns'].type or said['Returns'].name}", ' '.join(said['Returns'].desc)))
-        kinds, _, when = said['Raises'].strip().partition('\n')
-        return listed + [(f'raises {kinds}', ' '.join(when.split()))]*bool(kinds)
-    listed = [(f'{argument}: {kind}'.removesuffix(': '), text) for argument, kind, text in documented.findall(definition)]
+    if said['Parameters']: return documented_arguments(said, inspect.signature(found).parameters)
+    listed = [(typed(argument, kind), text) for argument, kind, text in documented.findall(definition)]
     return listed + [(f'returns {kind}', text) for kind, text in returned.findall(definition)]
+
+def documented_arguments(said, call):
+    "The same from a numpy docstring, with the annotations of the signature"
+    listed = [(typed(name, formatted(call[name].annotation) if name in call else ''), ' '.join(item.desc))
+        for name, item in said['Parameters'].items()]
+    result = said['Returns']
+    if result: listed.append((f'returns {result.type or result.name}', ' '.join(result.desc)))
+    kinds, _, when = said['Raises'].strip().partition('\n')
+    if kinds: listed.append((f'raises {kinds}', ' '.join(when.split())))
+    return listed
+
+def typed(name, kind): return f'{name}: {kind}' if kind else name
+
+def formatted(annotation):
+    "An annotation without the modules of its names; '' where there is none"
+    if annotation is inspect.Parameter.empty: return ''
+    return re.sub(r'\b(?:\w+\.)+(?=\w)', '', inspect.formatannotation(annotation))
 
 def methods(found):
     "How to call each method that a class defines for its users, and the first line of what is said about it"
-    if not inspect.isclass(found): return []
-    own = {name: f for name, f in vars(found).items() if name[0]!='_' and inspect.getdoc(f) and (inspect.isfunction(f) or isinstance(f, property))}
-    return [(f'.{name}' if isinstance(f, property) else '.'+signature(name, f), inspect.getdoc(f).splitlines()[0]) for name, f in own.items()]
-
-def formatted(annotation): return re.sub(r'\b(?:\w+\.)+(?=\w)', '', inspect.formatannotation(annotation))
+    listed = []
+    for name, method in vars(found).items() if inspect.isclass(found) else ():
+        about = inspect.getdoc(method) if inspect.isfunction(method) or isinstance(method, property) else None
+        if not about or name[0] == '_': continue
+        call = name if isinstance(method, property) else signature(name, method)
+        listed.append((f'.{call}', about.splitlines()[0]))
+    return listed
 
 def reference(m, plain):
-    "nbdev's entry for a function or class: its name, link, signature, sentence, and then what was said about each argument"
+    "nbdev's entry for a function or class: name, link, signature, sentence, and then what was said about each argument"
     link, heading, name, definition, about = m.groups()
     file = link.split('#')[0]
     module = re.search(r'.*/(asl/.+)\.py$', file)[1].replace('/', '.')
-    found = attrgetter(name)(import_module(module))     # import_module gives the module, also where asl has a function of its name
-    link = f"{file}#L{inspect.getsourcelines(inspect.unwrap(found))[1]}"
+    found = attrgetter(name)(import_module(module))     # the module, also where asl has a function of its name
+    line = inspect.getsourcelines(inspect.unwrap(found))[1]
+    link = f'{file}#L{line}'
     if plain: return f'{heading}\n\n[source]({link})\n\n{definition}{about}'
     short = '\n'.join(wrap(signature(name, found), 88, subsequent_indent='    '))
-    items = '\n\n'.join(f'`{argument}`\n: {text}' for argument, text in [*arguments(found, definition), *methods(found)])
+    listed = [*arguments(found, definition), *methods(found)]
+    items = '\n\n'.join(f'`{argument}`\n: {text}' for argument, text in listed)
     return f'{heading}\n\n[source]({link}){{.source}}\n\n```python\n{short}\n```\n\n{about.strip()}\n\n' + (
         f'{{.parameters}}\n{items}' if items else '')
 
@@ -88,7 +109,7 @@ def markdown(text, plain):
         if plain:
             text = re.sub(r'\]\(([\w.]+\.ipynb)(#[^)]*)?\)', lambda m: f"]({host}{stem(m[1])}.html{m[2] or ''})", text)
             return re.sub(r'(\]\([^)\n]*\))\{[^}\n]*\}', r'\1', text)
-        text = re.sub(rf'\]\({re.escape(host)}([\w.]+)\.html', r'](\1.ipynb', text)   # a doclink is a link that Sphinx checks
+        text = re.sub(rf'\]\({re.escape(host)}([\w.]+)\.html', r'](\1.ipynb', text)   # a link that Sphinx checks
         return re.sub(r'\]\(([\w.]+\.ipynb)', lambda m: f']({stem(m[1])}.ipynb', text)
     return outside_code(change, entry.sub(lambda m: reference(m, plain), text))
 
@@ -97,7 +118,8 @@ class ShowDocs(exec_show_docs):
     def begin(self):
         super().begin()
         for cell in self.nb.cells:
-            if module := cell.directives_.get('default_exp'): self.k.run_cell(f'from asl import *; from asl.{module[0]} import *')
+            module = cell.directives_.get('default_exp')
+            if module: self.k.run_cell(f'from asl import *; from asl.{module[0]} import *')
 
     def __call__(self, cell):
         if cell.cell_type == 'code' and 'show_doc(' in cell.source: super().__call__(cell)
@@ -110,13 +132,14 @@ def processed(path):
     "What nbdev makes of a notebook for its documentation: signatures, links, hidden cells"
     nb = read_nb(path)
     if not re.fullmatch(r'# .+\s+> .+', nb.cells[0].source.strip()):
-        sys.exit(f"{path.name}: the first cell must be '# Title' and '> One sentence', and no more: nbdev drops the rest")
+        sys.exit(f"{path.name}: the first cell must be '# Title' and '> One sentence', no more: nbdev drops the rest")
     Pages()(nb)
     return nb2str(nb)
 
 def convert(path, plain=False):
     "A processed notebook, free of what only Quarto understands"
-    nb, cells = nbformat.reads(processed(path), 4), []
+    nb = nbformat.reads(processed(path), 4)
+    cells = []
     for i, cell in enumerate(nb.cells):
         if cell.cell_type == 'raw':
             nb.metadata.page = page = yaml.safe_load(cell.source.strip().strip('-'))
@@ -124,7 +147,8 @@ def convert(path, plain=False):
         if cell.source.startswith('<!-- WARNING'): continue
         if cell.cell_type == 'code':
             option = dict(re.findall(r'^#\| *([\w-]+): *"?(.*?)"?$', cell.source, re.M))
-            cell.source, tags = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M), cell.metadata.setdefault('tags', [])
+            cell.source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M)
+            tags = cell.metadata.setdefault('tags', [])
             if option.get('include') == 'false': continue
             if option.get('output') == 'false': cell.outputs = []
             if option.get('echo') == 'false': tags.append('remove-input')
@@ -134,17 +158,23 @@ def convert(path, plain=False):
             else: figure(cell, option, *nb.cells[i+1:i+2])
             if cell.cell_type == 'code' and plain:
                 if 'remove-input' in tags: cell.source = ''
-                cell.outputs = [o for o in cell.outputs if '<svg' not in o.get('data', {}).get('text/html', '')]   # it moves, on the site
+                cell.outputs = [o for o in cell.outputs if not moves(o)]
             if not cell.source and not cell.get('outputs'): continue
         if cell.cell_type == 'markdown': cell.source = markdown(cell.source, plain)
         cells.append(cell)
-    nb.cells, nb.metadata['language_info'] = cells, dict(name='python')
+    nb.cells = cells
+    nb.metadata['language_info'] = dict(name='python')
     return nb
+
+def moves(output):
+    "Whether an output is a figure with sliders, which GitHub does not show"
+    return '<svg' in output.get('data', {}).get('text/html', '')
 
 def figure(cell, option, following=None):
     "Give the cell's figures the size that they were drawn for, a caption, and in words what they show"
     caption = option.get('fig-cap')
-    below = re.match(r'\*([^*].*?)\*(\n\n|\Z)', following.source, re.S) if following and following.cell_type == 'markdown' else None
+    text = following.source if following and following.cell_type == 'markdown' else ''
+    below = re.match(r'\*([^*].*?)\*(\n\n|\Z)', text, re.S)
     image = dict(alt=option.get('fig-alt') or caption or (' '.join(below[1].split()) if below else 'Figure'))
     for o in cell.outputs:
         for kind, size in o.get('metadata', {}).items():

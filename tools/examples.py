@@ -1,5 +1,5 @@
-"""Run the examples of nbs/12_integrations.ipynb, each pasted into a file of its own, where the frameworks are installed.
-`python tools/examples.py` stores what they print and draw; tests/integrations compares it."""
+"""Run the examples of nbs/12_integrations.ipynb, each pasted into a file of its own, where the frameworks are
+installed. `python tools/examples.py` stores what they print and draw; tests/integrations compares it."""
 import base64, json, os, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 root = Path(__file__).resolve().parents[1]
 notebook = root/'nbs/12_integrations.ipynb'
-environment = dict(OMP_NUM_THREADS='1', COLUMNS='80', NO_COLOR='1', MPLBACKEND='agg', TQDM_DISABLE='1', HF_HUB_OFFLINE='1')
+environment = dict(OMP_NUM_THREADS='1', COLUMNS='80', NO_COLOR='1', MPLBACKEND='agg', TQDM_DISABLE='1',
+    HF_HUB_OFFLINE='1')
 start = """import runpy, sys
 runpy.run_path(sys.argv[1], run_name='__main__')
 plt = sys.modules.get('matplotlib.pyplot')
@@ -18,7 +19,8 @@ def source(cell): return ''.join(cell['source'])
 
 def examples(nb):
     "By the heading above it, each cell of a notebook that is an example: a program with imports"
-    found, heading = {}, None
+    found = {}
+    heading = None
     for cell in nb['cells']:
         text = source(cell)
         if cell['cell_type'] == 'markdown' and text.startswith('## '): heading = text.splitlines()[0][3:]
@@ -29,17 +31,18 @@ def examples(nb):
 
 def run(text, folder):
     "Run a program as a file in a folder; returns what it printed and what it drew, as a notebook's outputs"
-    file, figure = Path(folder, 'example.py'), Path(folder, 'figure.png')
+    file = Path(folder, 'example.py')
+    figure = Path(folder, 'figure.png')
     file.write_text(text+'\n')
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', start, file, figure], cwd=folder, env={**os.environ, **environment},
-        capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', start, file, figure], cwd=folder,
+        env={**os.environ, **environment}, capture_output=True, text=True, timeout=300)
     if done.returncode: raise RuntimeError(done.stdout+done.stderr)
     out = [dict(name='stdout', output_type='stream', text=done.stdout.splitlines(True))] if done.stdout else []
     if figure.exists():
         png = base64.b64encode(figure.read_bytes()).decode()
         width, height = (int.from_bytes(figure.read_bytes()[i:i+4])//2 for i in (16, 20))
-        out.append(dict(data={'image/png': png, 'text/plain': ['<Figure>']}, metadata={'image/png': dict(width=width, height=height)},
-            output_type='display_data'))
+        out.append(dict(data={'image/png': png, 'text/plain': ['<Figure>']},
+            metadata={'image/png': dict(width=width, height=height)}, output_type='display_data'))
     return out
 
 def stored(outputs):

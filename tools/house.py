@@ -1,4 +1,5 @@
-"""The rooms of the package and the arrows between them: who imports whom, and who may. 13_design draws it, tests/test_house.py holds it."""
+"""The rooms of the package and the arrows between them: who imports whom, and who may. 13_design draws it,
+tests/test_house.py holds it."""
 import ast, re
 from fnmatch import fnmatch
 from graphlib import CycleError, TopologicalSorter
@@ -32,6 +33,9 @@ MAY = {     # who may import whom; what stands further down may import what its 
     'bench': ['cli', 'benchmark.*'],
 }
 LATE = {'ops.gpu'}      # needs Triton, and is imported where a kernel is called
+FUNCTIONS = ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda
+PRIVATE = re.compile(r'''\btorch(?:\.\w+)*\._[a-z]\w* | \bfrom\ torch(?:\.\w+)*\._\w+ | \._(?:values|indices)\(\)
+    | \b_dynamo\w+''', re.X)
 
 def sources():
     "The text of each module of asl by its dotted name; that of asl itself is ''"
@@ -45,20 +49,26 @@ def sources():
 def imports(module, text, modules):
     "Of a module, what it imports of asl: (other module, name or None, whether inside of a function)"
     tree = ast.parse(text)
-    inside = {id(node) for f in ast.walk(tree) if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) for node in ast.walk(f)}
+    functions = [node for node in ast.walk(tree) if isinstance(node, FUNCTIONS)]
+    inside = {id(node) for function in functions for node in ast.walk(function)}
     for node in ast.walk(tree):
         late = id(node) in inside
         if isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.split('.')[0] == 'asl': yield alias.name.removeprefix('asl').lstrip('.'), None, late
         elif isinstance(node, ast.ImportFrom):
-            if node.level: base = ['asl', *module.split('.')][:-node.level if module else None] + (node.module or '').split('.')*bool(node.module)
-            else: base = (node.module or '').split('.')
+            base = origin(node, module)
             if base[0] != 'asl': continue
             for alias in node.names:
                 whole = '.'.join([*base[1:], alias.name])
                 if whole in modules: yield whole, None, late
                 else: yield '.'.join(base[1:]), alias.name, late
+
+def origin(node, module):
+    "Where a `from ... import` in a module takes its names from, as a list of the parts of that dotted name"
+    named = node.module.split('.') if node.module else []
+    if not node.level: return named
+    return ['asl', *module.split('.')][:-node.level] + named
 
 def graph(texts):
     "Who imports whom"
@@ -76,11 +86,13 @@ def violations(texts):
             wrong.append(f'{module}: has no room; say in tools/house.py whom it may import')
             continue
         for other, name, late in imports(module, text, texts):
-            if not any(fnmatch(other, pattern) for pattern in may): wrong.append(f'{module}: imports {other or "asl"}, and may import {may}')
-            if name and name.startswith('_') and not name.endswith('__'): wrong.append(f'{module}: imports the private {name} of {other}')
+            if not any(fnmatch(other, pattern) for pattern in may):
+                wrong.append(f'{module}: imports {other or "asl"}, and may import {may}')
+            if name and name.startswith('_') and not name.endswith('__'):
+                wrong.append(f'{module}: imports the private {name} of {other}')
             if late and other not in LATE: wrong.append(f'{module}: imports {other} inside of a function')
         if module != 'ops.torch_private':
-            for private in re.findall(r'\btorch(?:\.\w+)*\._[a-z]\w*|\bfrom torch(?:\.\w+)*\._\w+|\._(?:values|indices)\(\)|\b_dynamo\w+', text):
+            for private in PRIVATE.findall(text):
                 wrong.append(f'{module}: {private} is private in PyTorch, and belongs into ops.torch_private')
     try: TopologicalSorter(graph(texts)).prepare()
     except CycleError as e: wrong.append(f'a circle: {" -> ".join(e.args[1])}')

@@ -1,6 +1,6 @@
-"""The documentation without Quarto. `python tools/nbsite.py site` builds `_docs`: the notebooks as nbdev processes them, in the
-Markdown of MyST, through Sphinx. `python tools/nbsite.py readme [--check]` writes README.md from nbs/index.ipynb, or fails when
-it is stale."""
+"""The documentation without Quarto. `python tools/nbsite.py site` builds `_docs`: the notebooks as nbdev processes
+them, in the Markdown of MyST, through Sphinx. `python tools/nbsite.py readme [--check]` writes README.md from
+nbs/index.ipynb, or fails when it is stale."""
 import os, re, shutil, subprocess, sys
 from pathlib import Path
 import nbformat
@@ -9,7 +9,8 @@ from nbdev.doclinks import NbdevLookup, nbglob
 import preview
 from convert import cfg, convert, host, outside_code, stem
 
-rooms = dict(learn='Learn', use='Use', ops='Inside: how losses are computed', training='Inside: training', benchmark='Inside: benchmark')
+rooms = dict(learn='Learn', use='Use', ops='Inside: how losses are computed', training='Inside: training',
+    benchmark='Inside: benchmark')
 root, notebooks, built = (Path(o).resolve() for o in (cfg.config_path, cfg.nbs_path, cfg.doc_path))
 
 def export(nb, name, images):
@@ -19,7 +20,8 @@ def export(nb, name, images):
         if any(k.startswith('image/') for k in o.get('data', {}))])
     def described(m):
         figure = next(captions)
-        return f"![{figure['image']['alt']}]({m[1]})" + (f"\n\n*{figure['figure']['caption']}*" if 'figure' in figure else '')
+        caption = f"\n\n*{figure['figure']['caption']}*" if 'figure' in figure else ''
+        return f"![{figure['image']['alt']}]({m[1]}){caption}"
     text = re.sub(rf'!\[(?:png|jpeg|svg)\]\(({images}/.*?)\)', described, text)
     text = re.sub(r'^```python\s*```$', '', text, flags=re.M)     # what is left of a cell that shows its output alone
     text = outside_code(lambda s: re.sub(r'\n(\s*\n){2,}', '\n\n', s), text)
@@ -30,9 +32,15 @@ def room(path):
     inside, dot, _ = stem(path).partition('.')
     return rooms[inside if dot else 'learn' if path.name[0] == '1' else 'use']
 
+def menu(name, entries):
+    "A part of the menu, as a cell of the first page"
+    listed = '\n'.join(entries)
+    return nbformat.v4.new_markdown_cell(f'```{{toctree}}\n:hidden:\n:caption: {name}\n\n{listed}\n```')
+
 def site():
     "Build the site; any warning of Sphinx is an error"
-    if cfg.lib_path.name not in NbdevLookup().entries: sys.exit('asl is not installed, so no name would be linked: pip install -e .')
+    if cfg.lib_path.name not in NbdevLookup().entries:
+        sys.exit('asl is not installed, so no name would be linked: pip install -e .')
     source = root/'_site_src'
     for folder in (source, built): shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(root/'docs', source)
@@ -43,11 +51,10 @@ def site():
     for path in pages:
         if path.name != cfg.readme_nb: groups[room(path)].append(stem(path))
     for path, nb in pages.items():
-        if path.name == cfg.readme_nb: nb.cells += [nbformat.v4.new_markdown_cell(
-            f'```{{toctree}}\n:hidden:\n:caption: {name}\n\n'+'\n'.join(entries)+'\n```') for name, entries in groups.items() if entries]
+        if path.name == cfg.readme_nb: nb.cells += [menu(name, entries) for name, entries in groups.items() if entries]
         nbformat.write(nb, source/f'{stem(path)}.ipynb')
-    code = subprocess.run([sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', '-b', 'html', str(source), str(built)],
-        env={**os.environ, 'PYTHONPATH': str(root/'tools')}).returncode
+    sphinx = [sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', '-b', 'html', str(source), str(built)]
+    code = subprocess.run(sphinx, env={**os.environ, 'PYTHONPATH': str(root/'tools')}).returncode
     if not code: plain_pages(pages)
     return code
 
@@ -55,7 +62,8 @@ def plain_pages(pages):
     "Each page as Markdown beside its HTML, and llms.txt, their list"
     lines = [f'# {cfg.title}', '', f'> {cfg.description}', '', '## Docs', '']
     for path in sorted(pages, key=lambda o: (o.name != cfg.readme_nb, o.name[0] != '1', o.name)):  # the reading order
-        nb, name = convert(path, plain=True), stem(path)
+        nb = convert(path, plain=True)
+        name = stem(path)
         text, images = export(nb, name, f'{name}_files')
         for file, data in {f'{name}.html.md': text.encode(), **images}.items():
             (built/file).parent.mkdir(exist_ok=True)
@@ -70,7 +78,7 @@ def readme(check=False):
     note = '<!-- Written from nbs/index.ipynb by `make readme`: do not edit -->\n\n'
     files = {root/name: data for name, data in {'README.md': (note+text).encode(), **images}.items()}
     stored = {path: path.read_bytes() for path in [root/'README.md', *(root/'images/index').glob('*')] if path.exists()}
-    if check: return f'README.md or its images are stale: run make readme' if files != stored else 0
+    if check: return 'README.md or its images are stale: run make readme' if files != stored else 0
     for path in stored.keys()-files.keys(): path.unlink()
     for path, data in files.items():
         path.parent.mkdir(exist_ok=True)

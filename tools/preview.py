@@ -6,8 +6,8 @@ from matplotlib import pyplot as plt
 from torch.nn.functional import binary_cross_entropy_with_logits
 from asl import asymmetric_loss_multi_label
 
-def pull(loss, z):
-    "How hard `loss` pulls at a negative of logit `z`"
+def gradient(loss, z):
+    "The gradient of `loss` at a negative of logit `z`"
     z = z.clone().requires_grad_()
     return torch.autograd.grad(loss(z, torch.zeros_like(z), reduction='sum'), z)[0]
 
@@ -17,8 +17,8 @@ def draw(path, title, description):
     ax = fig.add_axes((.08, .14, .88, .56))
     fig.text(.05, .84, title, fontsize=56, weight='bold')
     fig.text(.05, .76, description, fontsize=19)
-    for loss, label in (binary_cross_entropy_with_logits, 'cross entropy'), (asymmetric_loss_multi_label, 'asymmetric loss'):
-        ax.plot(p, pull(loss, torch.logit(p)), lw=5, label=label)
+    losses = {'cross entropy': binary_cross_entropy_with_logits, 'asymmetric loss': asymmetric_loss_multi_label}
+    for label, loss in losses.items(): ax.plot(p, gradient(loss, torch.logit(p)), lw=5, label=label)
     ax.set_xlabel('probability given to a label that is absent', fontsize=22)
     ax.set_ylabel('gradient', fontsize=22)
     ax.legend(fontsize=22, frameon=False)

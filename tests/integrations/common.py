@@ -56,7 +56,7 @@ def run(args, timeout=100, **env):
     try: out, _ = p.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         os.killpg(p.pid, signal.SIGKILL)
-        raise AssertionError(f'not done in {timeout} s: {p.communicate()[0]}')
+        raise AssertionError(f'not done in {timeout} s: {p.communicate()[0]}') from None
     assert p.returncode == 0, out
     return out
 

@@ -1,5 +1,6 @@
-"Two processes on the CPU: when the average of their gradients is the gradient of one process, and what to do when it is not."
+"Two processes on the CPU: when the average of their gradients is that of one process, and what to do when it is not."
 import copy, sys
+from functools import partial
 
 import pytest, torch
 import torch.distributed as dist
@@ -60,10 +61,11 @@ def sharded(rank, world):
     torch.distributed.device_mesh.init_device_mesh('cpu', (world,))
     out = {}
     for key in sharded_cases:
-        (loss, *batch), model = case(*key), net()
+        loss, *batch = case(*key)
+        model = net()
         for layer in (model[1], model[3], model): fully_shard(layer)
         assert all(isinstance(p, DTensor) and p.to_local().shape[0] == p.shape[0]//world for p in model.parameters())
-        steps(model, lambda x, y: right(model, loss, x, y), *shard(rank, world, *batch))
+        steps(model, partial(right, model, loss), *shard(rank, world, *batch))
         out[key] = torch.cat([p.full_tensor().detach().flatten() for p in model.parameters()])
     return out
 

@@ -1,4 +1,4 @@
-"The page's examples, pasted into files: they run where the frameworks are, in fifteen lines, and print and draw what the page shows"
+"The page's examples, pasted into files: they run where the frameworks are, are short, and show what the page shows"
 import json, sys
 from pathlib import Path
 import pytest

@@ -1,9 +1,10 @@
 "fastai: a loss of ours in place of one of fastai's, in everything that asks the loss something"
 import pickle
 import numpy as np, pytest, torch
-from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CategoryBlock, ClassificationInterpretation, ConvLayer, CrossEntropyLossFlat,
-    CutMix, DataBlock, GradientAccumulation, ImageBlock, Interpretation, L, Learner, MixUp, MultiCategoryBlock, ProgressCallback, RandomSplitter,
-    TensorCategory, TensorImage, TensorMultiCategory, load_learner, nn, noop, plt, set_seed)
+from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CategoryBlock, ClassificationInterpretation, ConvLayer,
+    CrossEntropyLossFlat, CutMix, DataBlock, GradientAccumulation, ImageBlock, Interpretation, L, Learner, MixUp,
+    MultiCategoryBlock, ProgressCallback, RandomSplitter, TensorCategory, TensorImage, TensorMultiCategory,
+    load_learner, nn, noop, plt, set_seed)
 from torch.testing import assert_close
 from asl import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel
 from asl.training.digits import digit_collages
@@ -43,12 +44,14 @@ def learn(loss): return trained(loss)
 
 @pytest.mark.parametrize('ours, theirs', [
     (AsymmetricLossMultiLabel(0, 0, 0, reduction='mean'), BCEWithLogitsLossFlat()),
-    (AsymmetricLossSingleLabel(0, 0, eps=0), CrossEntropyLossFlat()), (AsymmetricLossSingleLabel(0, 0), CrossEntropyLossFlat(label_smoothing=.1))])
+    (AsymmetricLossSingleLabel(0, 0, eps=0), CrossEntropyLossFlat()),
+    (AsymmetricLossSingleLabel(0, 0), CrossEntropyLossFlat(label_smoothing=.1))])
 def test_without_focusing_training_is_that_of_fastais_loss(ours, theirs):
     a, b = trained(ours), trained(theirs)
     for p, q in zip(a.model.parameters(), b.model.parameters()): assert_close(p, q, rtol=1e-5, atol=1e-6)
     assert_close(a.validate()[0], b.validate()[0], rtol=1e-5, atol=1e-6)
-    focused = AsymmetricLossMultiLabel(reduction='mean') if isinstance(ours, AsymmetricLossMultiLabel) else AsymmetricLossSingleLabel(2)
+    many = isinstance(ours, AsymmetricLossMultiLabel)
+    focused = AsymmetricLossMultiLabel(reduction='mean') if many else AsymmetricLossSingleLabel(2)
     assert (trained(focused).model[-1].weight-b.model[-1].weight).abs().max() > 1e-4
 
 def test_everything_has_the_shape_of_fastais_loss(loss, learn):
@@ -77,11 +80,13 @@ def test_show_results_and_interpretation(loss, learn):
     learn.show_results(max_n=4)
     assert plt.get_fignums()
     shown = Interpretation.from_learner(learn)
-    top, where = shown.top_losses(5)
+    top, _ = shown.top_losses(5)
     losses = learn.get_preds(with_loss=True)[2]
     assert_close(top, losses.topk(5).values, rtol=1e-5, atol=1e-6)
     shown.plot_top_losses(2)
-    if loss is single: assert ClassificationInterpretation.from_learner(learn).confusion_matrix().sum() == len(learn.dls.valid_ds)
+    if loss is single:
+        confusion = ClassificationInterpretation.from_learner(learn).confusion_matrix()
+        assert confusion.sum() == len(learn.dls.valid_ds)
     plt.close('all')
 
 def test_export_and_load(learn, tmp_path):
@@ -116,7 +121,7 @@ def test_mixup_is_the_mixture_of_the_losses(loss):
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_mixed_precision(loss, dtype):
-    "fastai's own callback turns precision down on CUDA only; what reaches the loss there is what this network hands out here"
+    "fastai's own callback turns precision down on CUDA only; what the loss gets there is what this network hands out"
     learn = learner(loss)
     class Half(Callback):
         def before_batch(self):

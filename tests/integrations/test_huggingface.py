@@ -10,8 +10,8 @@ from sklearn.metrics import average_precision_score
 
 def vit(single=False):
     "A vision transformer of 32 x 2 numbers a layer, the same weights each time"
-    config = transformers.ViTConfig(image_size=16, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=64, num_labels=10, initializer_range=.2,
+    config = transformers.ViTConfig(image_size=16, patch_size=8, hidden_size=32, num_hidden_layers=2,
+        num_attention_heads=2, intermediate_size=64, num_labels=10, initializer_range=.2,
         problem_type='single_label_classification' if single else 'multi_label_classification')
     transformers.set_seed(0)
     return transformers.ViTForImageClassification(config).double()
@@ -28,11 +28,13 @@ def per_item(loss):
     "A loss that sums, as compute_loss_func"
     return lambda outputs, labels, num_items_in_batch=None: loss(outputs.logits, labels)/num_items_in_batch
 
-def trainer(folder, rows, func=None, batch=16, accumulate=1, lr=.1, order='sequential', valid=None, epochs=1, args={}, **kwargs):
-    args = dict(per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate, per_device_eval_batch_size=16,
-        num_train_epochs=epochs, learning_rate=lr, lr_scheduler_type='constant', optim='sgd', max_grad_norm=0,
-        train_sampling_strategy=order, use_cpu=True, report_to='none', disable_tqdm=True, save_strategy='no', logging_strategy='no',
-        remove_unused_columns=False, dataloader_pin_memory=False, seed=0) | args
+def trainer(folder, rows, func=None, batch=16, accumulate=1, lr=.1, order='sequential', valid=None, epochs=1, args=None,
+        **kwargs):
+    args = dict(per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate,
+        per_device_eval_batch_size=16, num_train_epochs=epochs, learning_rate=lr, lr_scheduler_type='constant',
+        optim='sgd', max_grad_norm=0, train_sampling_strategy=order, use_cpu=True, report_to='none',
+        disable_tqdm=True, save_strategy='no', logging_strategy='no', remove_unused_columns=False,
+        dataloader_pin_memory=False, seed=0) | (args or {})
     args = transformers.TrainingArguments(str(folder), **args)
     return transformers.Trainer(model=vit(rows.y.ndim == 1), args=args, train_dataset=rows, eval_dataset=valid,
         compute_loss_func=func, **kwargs)
@@ -50,7 +52,6 @@ def test_accumulation_is_one_large_batch(tmp_path, single, n, ignore):
     x, y = data(n, ignore, single)
     func = per_item(losses(single)(reduction='sum'))
     large, small = (update(tmp_path, Rows(x, y), func, batch=16//k, accumulate=k) for k in (1, 4))
-    logits = lambda model: lambda x: model(pixel_values=x).logits
     model = vit(single)
     mean = losses(single)(reduction='mean')
     plain = sgd(model, lambda out, y: mean(out.logits, y), chunks(x, y, 16)) - weights(model)
@@ -59,9 +60,9 @@ def test_accumulation_is_one_large_batch(tmp_path, single, n, ignore):
 @pytest.mark.parametrize('ignore', [None, 'uneven'])
 def test_a_mean_is_not(tmp_path, single, ignore):
     rows, mean = Rows(*data(16, ignore, single)), losses(single)(reduction='mean')
-    func = lambda outputs, labels, num_items_in_batch=None: mean(outputs.logits, labels)
+    func = lambda outputs, labels, **_: mean(outputs.logits, labels)
     large, small = (update(tmp_path, rows, func, batch=16//k, accumulate=k) for k in (1, 4))
-    assert off(small, large) > 1                                # a compute_loss_func is trusted to divide: 4 times too much
+    assert off(small, large) > 1                                # what is trusted to divide: 4 times too much
     if ignore: assert off(small/4, large) > .01                 # nor is the mean of means the mean
     else: assert off(small/4, large) < 1e-6
 
@@ -74,17 +75,21 @@ def test_nor_is_the_models_own_multi_label_loss(tmp_path):
 def test_a_sum_alone_is_not(tmp_path):
     rows = Rows(*data(16))
     total = AsymmetricLossMultiLabel()
-    func = lambda outputs, labels, num_items_in_batch=None: total(outputs.logits, labels)
+    func = lambda outputs, labels, **_: total(outputs.logits, labels)
     large, small = (update(tmp_path, rows, func, batch=16//k, accumulate=k, lr=1e-4) for k in (1, 4))
     assert off(small, large) < 1e-6                             # it accumulates,
-    assert off(large, update(tmp_path, rows, per_item(total), lr=160*1e-4)) < 1e-6   # but its scale grows with batch and classes
+    divided = update(tmp_path, rows, per_item(total), lr=160*1e-4)
+    assert off(large, divided) < 1e-6                           # but its scale grows with batch and classes
 
 def test_what_is_counted(tmp_path, single):
-    seen, (x, y) = [], data(24, 'uneven', single)
-    func = lambda outputs, labels, num_items_in_batch=None: seen.append(num_items_in_batch.item()) or outputs.logits.sum()*0
+    x, y = data(24, 'uneven', single)
+    seen = []
+    def func(outputs, _labels, num_items_in_batch=None):
+        seen.append(num_items_in_batch.item())
+        return outputs.logits.sum()*0
     trainer(tmp_path, Rows(x, y), func, batch=4, accumulate=4).train()
     known = [(part != -100).sum().item() for part in y.split(16)]
-    assert seen == [known[0]]*4 + [known[1]]*2                  # entries (multi-label) or images (single-label) of the whole step
+    assert seen == [known[0]]*4 + [known[1]]*2                  # entries, or images with one label, of the whole step
     assert known[0] < y[:16].numel()
 
 def test_class_weights_are_not_counted(tmp_path):
@@ -103,9 +108,10 @@ def what_happens(folder, func, single, n=58):
     before = weights(t.model)
     t.train()
     scores, out = t.evaluate(), t.predict(valid)
-    return dict(order=rows.order, valid=valid.order, before=before.tolist(), keys=sorted(scores), predict=sorted(out.metrics),
-        shape=out.predictions.shape, dtype=out.predictions.dtype, labels=out.label_ids.tolist(), steps=t.state.global_step,
-        log=[sorted(o) for o in t.state.log_history]), weights(t.model)-before, scores['eval_loss']
+    facts = dict(order=rows.order, valid=valid.order, before=before.tolist(), keys=sorted(scores),
+        predict=sorted(out.metrics), shape=out.predictions.shape, dtype=out.predictions.dtype,
+        labels=out.label_ids.tolist(), steps=t.state.global_step, log=[sorted(o) for o in t.state.log_history])
+    return facts, weights(t.model)-before, scores['eval_loss']
 
 def test_a_swap_changes_nothing_else(tmp_path, single):
     theirs = F.cross_entropy if single else F.binary_cross_entropy_with_logits
@@ -125,7 +131,7 @@ def test_metrics_and_predictions_are_of_posteriors(tmp_path, single):
     truth = F.one_hot(rows.y, 10) if single else rows.y
     metrics = lambda p: dict(mAP=average_precision_score(truth, p.predictions, average='micro'))
     t = trainer(tmp_path, rows, per_item(loss), valid=rows, epochs=3, compute_metrics=metrics,
-        preprocess_logits_for_metrics=lambda logits, labels: loss.posterior(logits))
+        preprocess_logits_for_metrics=lambda logits, _labels: loss.posterior(logits))
     before = t.evaluate()
     t.train()
     after, out = t.evaluate(), t.predict(rows)

@@ -2,7 +2,7 @@
 import pytest, torch
 from torch.nn import functional as F
 
-from asl import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel
+from asl import AsymmetricLossMultiLabel
 from common import as_bce, as_ce, chunks, data, losses, net, off, seeded, sgd, weights
 
 L = pytest.importorskip('lightning')
@@ -10,16 +10,20 @@ from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1
 
 class Lit(L.LightningModule):
     "A module with any loss; its predictions are posteriors where the loss knows them"
-    def __init__(self, loss, dtype=torch.float64, single=False, **optim):
+    def __init__(self, loss, dtype=torch.float64, single=False):
         super().__init__()
-        self.net, self.loss, self.lr, self.seen, self.losses = net(dtype=dtype), loss, .1, [], []
+        self.net = net(dtype=dtype)
+        self.loss = loss
+        self.lr = .1
+        self.seen = []
+        self.losses = []
         self.metric = MulticlassAccuracy(10) if single else MultilabelAveragePrecision(10)
 
     def probabilities(self, z):
         if hasattr(self.loss, 'posterior'): return self.loss.posterior(z)
         return z.softmax(1) if isinstance(self.metric, MulticlassAccuracy) else z.sigmoid()
 
-    def training_step(self, batch, i):
+    def training_step(self, batch):
         x, y = batch
         loss = self.loss(self.net(x), y)
         self.seen.append(y)
@@ -27,25 +31,25 @@ class Lit(L.LightningModule):
         self.log('train_loss', loss)
         return loss
 
-    def validation_step(self, batch, i):
+    def validation_step(self, batch):
         x, y = batch
         z = self.net(x)
         self.metric(self.probabilities(z), y.long())
         self.log_dict(dict(valid_loss=self.loss(z, y), score=self.metric))
 
-    def predict_step(self, batch, i): return self.probabilities(self.net(batch[0]))
+    def predict_step(self, batch): return self.probabilities(self.net(batch[0]))
 
     def configure_optimizers(self): return torch.optim.SGD(self.net.parameters(), lr=self.lr)
 
 class Counted(Lit):
-    "A summed loss over the count of all batches of a step; that Lightning divides by accumulate_grad_batches is taken back"
+    "A summed loss over the count of all batches of a step; Lightning's division by their number is taken back"
     count = 0
 
-    def training_step(self, batch, i):
+    def training_step(self, batch):
         self.count += (batch[1] != -100).sum()
-        return super().training_step(batch, i)
+        return super().training_step(batch)
 
-    def on_before_optimizer_step(self, optimizer):
+    def on_before_optimizer_step(self, _optimizer):
         for p in self.net.parameters(): p.grad *= self.trainer.accumulate_grad_batches/self.count.item()
         self.count = 0
 
@@ -53,8 +57,8 @@ def loader(x, y, size=16, shuffle=False):
     return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), size, shuffle=shuffle)
 
 def trainer(epochs=1, **kwargs):
-    return L.Trainer(max_epochs=epochs, accelerator='cpu', logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, **kwargs)
+    return L.Trainer(max_epochs=epochs, accelerator='cpu', logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, **kwargs)
 
 def fit(lit, x, y, size=16, **kwargs):
     "The change of all weights"
@@ -89,7 +93,9 @@ def test_fit_is_the_plain_loop(single):
     assert off(fit(Lit(loss, single=single), x, y), plain(loss, x, y)) < 1e-6
 
 def test_it_learns_and_predicts(single):
-    (x, y), lit, t = data(single=single), Lit(losses(single)(reduction='mean'), single=single), trainer(epochs=30)
+    x, y = data(single=single)
+    lit = Lit(losses(single)(reduction='mean'), single=single)
+    t = trainer(epochs=30)
     lit.lr = 1. if single else 5.
     before, = t.validate(lit, loader(x, y), verbose=False)
     t.fit(lit, loader(x, y), loader(x, y))
@@ -107,7 +113,7 @@ def test_what_metrics_make_of_posteriors():
     assert ((z > 0) != (z > at)).any() and F1(eta, y) == F1((z > at).double(), y) != F1(z, y) == F1(z.sigmoid(), y)
     easy = z.sigmoid() <= loss.clip                             # there all posteriors are 0,
     assert 0 < easy.sum() and not eta[easy].any() and eta[~easy].all()
-    high = z.masked_fill(easy, z[easy].max())                   # so that ties are all that they can change in a ranking:
+    high = z.masked_fill(easy, z[easy].max())                   # so ties are all that they can change in a ranking:
     assert mAP(eta, y) == mAP(high, y)            # the metric is that of logits, ties apart
     hidden = torch.tensor([[-3.5]*10, [-4.]*10]), torch.tensor([[1]*10, [0]*10])
     assert mAP(*hidden) == 1 and mAP(loss.posterior(hidden[0]), hidden[1]) == .5

@@ -1,11 +1,12 @@
 "Plain PyTorch: autocast, gradient scaling, compiled steps, activation checkpointing; and the same through accelerate."
 import copy
+from collections import Counter
 
 import pytest, torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from asl import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel
+from asl import AsymmetricLossMultiLabel
 from common import as_bce, as_ce, chunks, data, grads, losses, net, off, sgd, weights
 
 def autocast_step(model, loss, x, y, dtype, scaler=None, lr=1e-4):
@@ -27,7 +28,9 @@ def autocast_step(model, loss, x, y, dtype, scaler=None, lr=1e-4):
 
 @pytest.mark.parametrize('dtype, tolerance', [(torch.bfloat16, .05), (torch.float16, .01)], ids=['bf16', 'fp16'])
 def test_autocast(single, dtype, tolerance):
-    (x, y), loss, model = data(single=single, dtype=torch.float32), losses(single)(reduction='sum'), net(dtype=torch.float32)
+    x, y = data(single=single, dtype=torch.float32)
+    loss = losses(single)(reduction='sum')
+    model = net(dtype=torch.float32)
     want = sgd(model, loss, [(x, y)], lr=1e-4)-weights(model)
     scaler = torch.amp.GradScaler('cpu', init_scale=2.**8) if dtype == torch.float16 else None
     value, got = autocast_step(copy.deepcopy(model), loss, x, y, dtype, scaler)
@@ -53,7 +56,7 @@ def test_a_scaler_finds_its_scale():
         assert moved == sorted(moved) and moved[-1] and weights(model).isfinite().all()
         skipped[reduction] = moved.count(False)
         assert scaler.get_scale() == 2.**(16-skipped[reduction])
-    assert skipped['mean'] == 0 < skipped['sum']                # a sum's gradients are larger: the scale has to fall first
+    assert skipped['mean'] == 0 < skipped['sum']                # a sum's gradients are larger: the scale falls first
 
 def sgd_step(model, loss):
     "A step that is one graph: torch.autograd.grad in place of backward, an update in place of an optimizer"
@@ -76,7 +79,9 @@ def test_a_whole_step_compiles(single):
     assert off(weights(compiled)-before, weights(eager)-before) < 1e-5
 
 def test_a_step_with_an_optimizer_compiles():
-    (x, y), loss, model = data(48, dtype=torch.float32), AsymmetricLossMultiLabel(reduction='mean'), net(dtype=torch.float32)
+    x, y = data(48, dtype=torch.float32)
+    loss = AsymmetricLossMultiLabel(reduction='mean')
+    model = net(dtype=torch.float32)
     compiled = copy.deepcopy(model)
     opt = torch.optim.SGD(compiled.parameters(), lr=.1)
     @torch.compile
@@ -90,12 +95,14 @@ def test_a_step_with_an_optimizer_compiles():
 def test_activation_checkpointing(single):
     (x, y), loss = data(32, 'uneven', single), losses(single)()
     again = lambda f, *args: checkpoint(f, *args, use_reentrant=False)
-    ways = dict(none=lambda m: loss(m(x), y), block=lambda m: loss(m[3](again(m[:3], x)), y), loss=lambda m: again(loss, m(x), y),
-        all=lambda m: again(lambda x, y: loss(m(x), y), x, y))
+    ways = dict(none=lambda m: loss(m(x), y), block=lambda m: loss(m[3](again(m[:3], x)), y),
+        loss=lambda m: again(loss, m(x), y), all=lambda m: again(lambda x, y: loss(m(x), y), x, y))
     found, calls = {}, []
     for name, way in ways.items():
-        model, count = net(), {}
-        hooks = [m.register_forward_pre_hook(lambda m, _: count.update({m: count.get(m, 0)+1})) for m in (model[1], loss)]
+        model = net()
+        count = Counter()
+        def counted(module, _, count=count): count[module] += 1
+        hooks = [m.register_forward_pre_hook(counted) for m in (model[1], loss)]
         way(model).backward()
         for h in hooks: h.remove()
         found[name] = grads(model)
@@ -121,7 +128,8 @@ def accelerated(accelerator, loss, x, y, size, dtype=torch.float64, count=None):
     for i, (x, y) in enumerate(loader):
         with accelerator.accumulate(model):
             with accelerator.autocast(): value = loss(model(x), y)
-            if count: value = value*accelerator.gradient_accumulation_steps/count[i//accelerator.gradient_accumulation_steps]
+            each = accelerator.gradient_accumulation_steps
+            if count: value = value*each/count[i//each]
             accelerator.backward(value)
             opt.step()
             opt.zero_grad()

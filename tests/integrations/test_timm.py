@@ -24,7 +24,8 @@ def trained(Task, targets, **criterion):
         result = task(x, y)
         losses.append(result['loss'].item())
         result['loss'].backward()
-        opt.step(), opt.zero_grad()
+        opt.step()
+        opt.zero_grad()
     return task, losses
 
 @pytest.mark.parametrize('Task, ours, theirs, targets', [
@@ -53,7 +54,8 @@ def test_evaluator_agrees_with_our_metrics():
 
 def test_evaluator_counts_classes_without_a_positive_as_zero():
     "and ours leaves them out: the mAP differs by the share of such classes"
-    evaluator, targets = MultiLabelClassificationTask(network(), multi, verbose=False).create_evaluator(), test.targets.clone()
+    evaluator = MultiLabelClassificationTask(network(), multi, verbose=False).create_evaluator()
+    targets = test.targets.clone()
     targets[:, :5] = 0
     logits = torch.randn(300, 10, generator=torch.Generator().manual_seed(0))
     evaluator.update(logits, targets)
@@ -83,4 +85,5 @@ def test_soft_labels_of_mixup():
 
 def test_soft_labels_are_no_class_indices():
     x, y = Mixup(1., num_classes=10)(train.images[:64], train.targets[:64].argmax(1))
-    with pytest.raises(ValueError, match='target: got shape'): ClassificationTask(network(), single, verbose=False)(x, y)
+    task = ClassificationTask(network(), single, verbose=False)
+    with pytest.raises(ValueError, match='target: got shape'): task(x, y)
