@@ -45,18 +45,18 @@ def test_the_graph_is_that_of_the_code():
     assert found['cli'] == [] and 'ops.gpu' in found['ops.dispatch']
     assert found['train'] == ['cli', 'training.options', 'training.pipeline']
 
-public = [getattr(asl, name) for name in asl.__all__] + [getattr(asl.distributed, name) for name in asl.distributed.__all__]
+public = [getattr(module, name) for module in (asl, asl.distributed) for name in module.__all__]
 
 @pytest.mark.parametrize('found', public, ids=lambda found: found.__name__)
 def test_what_users_call_describes_each_argument_where_editors_look(found):
     doc = inspect.getdoc(found)
     said = set(', '.join(NumpyDocString(doc)['Parameters']).split(', '))
     arguments = set(inspect.signature(found).parameters)
-    if '**kwargs' in said: assert said - {'**kwargs'} < arguments          # the rest are settings of a function that the text names
+    if '**kwargs' in said: assert said - {'**kwargs'} < arguments      # the rest: settings of a function that is named
     else: assert said == arguments
     assert not re.search(r'Eqs?\. \(', doc), 'equations are numbered on pages, which help() cannot show'
-    methods = [f for name, f in vars(found).items() if inspect.isclass(found) and inspect.isfunction(f) and name[0] != '_']
-    assert all(inspect.getdoc(f) for f in methods)
+    members = vars(found).items() if inspect.isclass(found) else []
+    assert all(inspect.getdoc(member) for name, member in members if inspect.isfunction(member) and name[0] != '_')
 
 def test_asl_has_the_function_posterior_and_the_module_of_that_name_can_be_imported_from():
     from asl.posterior import class_prior, posterior

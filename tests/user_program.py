@@ -1,8 +1,8 @@
 "A user's first program. tests/test_house.py runs it; pyright and mypy read it as an editor does."
 import torch
 
-from asl import (AdaptiveGamma, AsymmetricLossMultiLabel, AsymmetricLossSingleLabel, LinearAsymmetricLoss, Posterior, class_prior,
-    init_prior_, posterior, prior_logit, threshold)
+from asl import (AdaptiveGamma, AsymmetricLossMultiLabel, AsymmetricLossSingleLabel, LinearAsymmetricLoss, Posterior,
+    class_prior, init_prior_, posterior, prior_logit, threshold)
 
 images, labels = torch.rand(32, 16), (torch.rand(32, 10) < .2).float()
 loss = AsymmetricLossMultiLabel(gamma_neg=4, gamma_pos=1, clip=.05, pos_weight=torch.ones(10))

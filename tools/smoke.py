@@ -1,4 +1,4 @@
-"Is the asl that is installed here, from a wheel or an sdist, whole? `python tools/smoke.py`, in any folder; it needs nothing but asl itself"
+"Is the asl that is installed here, from a wheel or an sdist, whole? `python tools/smoke.py`, in any folder"
 import subprocess, sys, sysconfig
 from importlib.metadata import distribution
 from pathlib import Path
@@ -6,7 +6,8 @@ import torch, asl
 
 installed = distribution('asymmetric-loss')
 package = Path(asl.__file__).resolve().parent
-assert package==Path(installed.locate_file('asl')).resolve()!=Path(__file__).resolve().parents[1]/'asl', f'{package} is not the installed package'
+here = Path(__file__).resolve().parents[1]/'asl'
+assert package == Path(installed.locate_file('asl')).resolve() != here, f'{package} is not the installed package'
 assert installed.version==asl.__version__ and (package/'py.typed').is_file()
 heavy = {'timm', 'matplotlib', 'accelerate', 'triton', 'sklearn', 'torchmetrics', 'jax'} & set(sys.modules)
 assert not heavy, f'import asl pulls in {heavy}'
