@@ -7,7 +7,9 @@ __all__ = ['linear_asymmetric_loss', 'LinearAsymmetricLoss']
 
 # %% ../nbs/04_linear.ipynb #50db1db2
 import math
+from collections.abc import Mapping
 from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,152 +19,256 @@ from torch.nn import functional as F
 from .loss import AsymmetricLossMultiLabel
 from .ops.checks import at_least_float32, check_arguments, check_setting
 from .ops.common import Settings, needs_double_backward
-from .ops.tiles import (ROWS_TOGETHER, DenseLabels, ListedLabels, Tile, active_entries, tile_loss, tile_products)
+from .ops.tiles import (MOST_ACTIVE_COMPILED, MOST_ACTIVE_IN_TILE, SEARCH_GROUP, DenseLabels, ListedLabels,
+    LossOptions, Tile, Tiling, active_entries, of_classes, per_class, slices, tile_loss, tile_products)
 from .ops.torch_private import backward_keeps_graph, functorch_active, not_compiled, stored_entries
 from .posterior import LINK_SETTINGS, posterior
 
 # %% ../nbs/04_linear.ipynb #a62c8cf7
-_entry, BUDGET = 16, 24*2**20                                    # bytes that go with an entry of a tile; that a tile may take
+BUDGET = 24*2**20                      # bytes that a tile may take, with what is computed from it
+BYTES_OF_ENTRY = 16                    # of an entry of a tile
+MOST_ROWS = 512                        # of a tile: enough to pay for reading a block of the weight
 
-def _tiling(N, C, D, dtype, budget):
-    "Rows and classes of a tile"
-    rows = max(1, min(N, 512, budget//(ROWS_TOGETHER*_entry)))
-    return rows, max(budget//(rows*_entry + 2*D*dtype.itemsize)//ROWS_TOGETHER*ROWS_TOGETHER, ROWS_TOGETHER)
+def _tiling(rows:int, features:int, dtype:torch.dtype, budget:int) -> Tiling:
+    "The size of tiles that stay within the budget"
+    rows = max(1, min(rows, MOST_ROWS, budget//(SEARCH_GROUP*BYTES_OF_ENTRY)))
+    bytes_of_class = rows*BYTES_OF_ENTRY + 2*features*dtype.itemsize
+    groups = budget//bytes_of_class//SEARCH_GROUP
+    return Tiling(rows, max(groups*SEARCH_GROUP, SEARCH_GROUP))
+
+# %% ../nbs/04_linear.ipynb #7c39a4fb
+class _NeedsGrad(NamedTuple):
+    "Of which inputs the gradient is needed"
+    hidden: bool
+    weight: bool
+    bias: bool
+
+class _Call(NamedTuple):
+    "What a call computes from hidden, weight and bias"
+    labels: DenseLabels|ListedLabels
+    options: LossOptions               # with the settings of all classes
+    needs_grad: _NeedsGrad
+    sparse_grad: bool
+    tiling: Tiling
+    shares: dict[str, int]             # how many entries were active, and how many were in tiles of each way
 
 # %% ../nbs/04_linear.ipynb #5cc3c1cb
-def _part(s, o): return Settings(*[v[o] if isinstance(v, Tensor) and v.ndim else v for v in s])
+class _Part(NamedTuple):
+    "Some classes of a head, computed in float32 at least, and the options with their settings"
+    classes: slice
+    weight: Tensor                     # (c, D)
+    bias: Tensor|None                  # (c,)
+    options: LossOptions
 
-def _logits(h, W, b, room):
-    z = room[:len(h)*len(W)].view(len(h), len(W))
-    return torch.mm(h, W.t(), out=z) if b is None else torch.addmm(b, h, W.t(), out=z)
+def _part(classes, weight, bias, dtype, options):
+    "The part of a head, (C, D), that a slice of its classes is"
+    settings = Settings._make(of_classes(value, classes) for value in options.settings)
+    bias = None if bias is None else bias[classes].to(dtype)
+    return _Part(classes, weight[classes].to(dtype), bias, options._replace(settings=settings))
+
+def _logits(hidden, part, buffer):
+    "Logits of a tile, (n, c), in the buffer"
+    shape = len(hidden), len(part.weight)
+    logits = buffer[:shape[0]*shape[1]].view(shape)
+    if part.bias is None: return torch.mm(hidden, part.weight.t(), out=logits)
+    return torch.addmm(part.bias, hidden, part.weight.t(), out=logits)
 
 # %% ../nbs/04_linear.ipynb #a94a53cd
+def _sparse_rows(values, rows, size):
+    "A sparse tensor whose first dimension has this size, and which holds values at these rows, sorted and distinct"
+    return torch.sparse_coo_tensor(rows[None], values, (size, *values.shape[1:]), is_coalesced=True,
+        check_invariants=False)
+
+class _Sums(NamedTuple):
+    "Where the gradients that come from some classes are added up; None for those that nobody needs"
+    classes: slice
+    hidden: Tensor|None                # (N, D), of all classes so far
+    weight: Tensor|None                # (c, D)
+    bias: Tensor|None                  # (c,)
+    is_active: Tensor                  # (c,), bool: classes whose gradient is more than zeros
+
+    def tile(self, rows:slice, hidden:Tensor, weight:Tensor) -> Tile:
+        "The same for some of the rows, and what they are made of"
+        hidden_grad = None if self.hidden is None else self.hidden[rows]
+        return Tile(hidden, weight, hidden_grad, self.weight, self.bias, self.is_active)
+
+# %% ../nbs/04_linear.ipynb #cacc69be
 class _Gradients:
-    "Memory for the gradients; None for those that nobody needs"
-    def __init__(self, h, weight, bias, need, sparse):
-        C, self.weight, self.need, self.sparse, self.found = len(weight), weight, need, sparse, []
-        self.direct = weight.dtype == h.dtype and not sparse
-        self.hidden, self.bias = torch.zeros_like(h) if need[0] else None, h.new_zeros(C) if need[2] else None
-        self.all = torch.empty_like(weight) if need[1] else None
+    "The gradients of hidden (N, D), weight (C, D) and bias (C,), filled part by part; None for those that nobody needs"
+    def __init__(self, hidden:Tensor, weight:Tensor, needs_grad:_NeedsGrad):
+        self.hidden = torch.zeros_like(hidden) if needs_grad.hidden else None
+        self.weight = torch.empty_like(weight) if needs_grad.weight else None
+        self.bias = hidden.new_zeros(len(weight)) if needs_grad.bias else None
+        self.in_place = weight.dtype == hidden.dtype       # else the weight's are added up elsewhere, and copied
 
-    def start(self, o, h):
-        "Classes of the slice o come next"
-        self.o, self.seen = o, torch.zeros(o.stop-o.start, dtype=torch.bool, device=h.device)
-        if self.need[1]: self.part = self.all[o].zero_() if self.direct else h.new_zeros(o.stop-o.start, h.shape[1])
+    def start(self, classes:slice, hidden:Tensor) -> _Sums:
+        "Zeros for the gradients of a slice of the classes"
+        c = classes.stop-classes.start
+        if self.weight is None: weight = None
+        elif self.in_place: weight = self.weight[classes].zero_()
+        else: weight = hidden.new_zeros(c, hidden.shape[1])
+        bias = None if self.bias is None else self.bias[classes]
+        is_active = torch.zeros(c, dtype=torch.bool, device=hidden.device)
+        return _Sums(classes, self.hidden, weight, bias, is_active)
 
-    def tile(self, r, h, W):
-        return Tile(h[r], W, self.hidden[r] if self.need[0] else None, self.part if self.need[1] else None,
-            self.bias[self.o] if self.need[2] else None, self.seen)
+    def end(self, sums:_Sums):
+        "These classes have been through all rows"
+        if self.weight is None or sums.weight is None or self.in_place: return
+        self.weight[sums.classes] = sums.weight
 
-    def end(self):
-        n, few = sum(map(len, self.found)), self.seen.nonzero().view(-1)
-        if self.sparse: self.found.append(few+self.o.start)
-        if self.need[1] and self.sparse: self.all[n:n+len(few)] = self.part[few]
-        elif self.need[1] and not self.direct: self.all[self.o] = self.part
+    def result(self) -> tuple[Tensor|None, Tensor|None, Tensor|None]:
+        "Those of hidden, weight and bias"
+        return self.hidden, self.weight, self.bias
+
+# %% ../nbs/04_linear.ipynb #d2b97e32
+class _SparseGradients(_Gradients):
+    "The same, but of weight and bias only the active classes, one after the other"
+    def __init__(self, hidden:Tensor, weight:Tensor, needs_grad:_NeedsGrad):
+        super().__init__(hidden, weight, needs_grad)
+        self.in_place = False
+        self.active: list[Tensor] = []                     # of the parts so far
+        self.C = len(weight)
+
+    def end(self, sums:_Sums):
+        active = sums.is_active.nonzero().view(-1)
+        start = sum(map(len, self.active))
+        if self.weight is not None and sums.weight is not None:
+            self.weight[start:start+len(active)] = sums.weight[active]
+        self.active.append(active+sums.classes.start)
 
     def result(self):
-        if not self.sparse or not self.found: return self.hidden, self.all, self.bias
-        at = torch.cat(self.found)
-        coo = lambda v: torch.sparse_coo_tensor(at[None], v, (len(self.weight), *v.shape[1:]), is_coalesced=True,
-            check_invariants=False)
-        return self.hidden, coo(self.all[:len(at)]) if self.need[1] else None, coo(self.bias[at]) if self.need[2] else None
+        if not self.active: return super().result()
+        active = torch.cat(self.active)
+        weight = None if self.weight is None else _sparse_rows(self.weight[:len(active)], active, self.C)
+        bias = None if self.bias is None else _sparse_rows(self.bias[active], active, self.C)
+        return self.hidden, weight, bias
 
 # %% ../nbs/04_linear.ipynb #ad895877
-_most = {False: .25, True: .055}                                  # share of active entries above which a search is in vain
+def _tile(call, part, hidden, rows, buffer, sums):
+    "Loss of a tile; its gradients are added to the sums"
+    hidden = hidden[rows]
+    logits = _logits(hidden, part, buffer)
+    labels = call.labels.tile(rows, part.classes)
+    most = MOST_ACTIVE_COMPILED if call.options.compiled else MOST_ACTIVE_IN_TILE
+    active = active_entries(logits, labels, part.options.settings, most)
+    loss, gradient = tile_loss(logits, labels, active, part.options)
+    call.shares['active'] += logits.numel() if active is None else len(active)
+    if gradient is not None:
+        way = tile_products(sums.tile(rows, hidden, part.weight), logits, active, gradient)
+        call.shares[way] += logits.numel()
+    return loss
 
-def _run(hidden, weight, bias, labels, s, ignore_index, need, sparse, tiling, compiled, shares):
-    "Loss and gradients, tile by tile"
-    (rows, classes), (C, D), h = tiling, weight.shape, hidden.reshape(-1, weight.shape[1]).to(at_least_float32(hidden, weight))
-    total, room = torch.zeros((), dtype=torch.float64, device=h.device), h.new_empty(rows*min(classes, C))
-    blank, grads = torch.zeros(room.shape, dtype=labels.dtype, device=h.device), _Gradients(h, weight, bias, need, sparse)
-    for i in range(0, C, classes):
-        o = slice(i, min(i+classes, C))
-        W, b, s_o = weight[o].to(h.dtype), None if bias is None else bias[o].to(h.dtype), _part(s, o)
-        grads.start(o, h)
-        for r in range(0, len(h), rows):
-            r = slice(r, min(r+rows, len(h)))
-            z = _logits(h[r], W, b, room)
-            t, at, y = labels.tile(r.start, o.start, o.stop)
-            idx = active_entries(z, t, at, s_o, _most[compiled])
-            L, G = tile_loss(z, t, at, y, idx, s_o, ignore_index, any(need), blank, compiled)
-            total += L
-            shares['active'] += z.numel() if idx is None else len(idx)
-            if any(need): shares[tile_products(grads.tile(r, h, W), z, idx, G)] += z.numel()
-        grads.end()
-    return total, grads.result()
+def _loss_and_gradients(call:_Call, hidden:Tensor, weight:Tensor, bias:Tensor|None):
+    "The loss, in float64, and the gradients of hidden, as (N, D), weight and bias: tile by tile"
+    dtype = at_least_float32(hidden, weight)
+    hidden = hidden.reshape(-1, weight.shape[1]).to(dtype)
+    C = len(weight)
+    total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+    buffer = hidden.new_empty(call.tiling.rows*min(call.tiling.classes, C))
+    kind = _SparseGradients if call.sparse_grad else _Gradients
+    gradients = kind(hidden, weight, call.needs_grad)
+    for classes in slices(C, call.tiling.classes):
+        part = _part(classes, weight, bias, dtype, call.options)
+        sums = gradients.start(classes, hidden)
+        for rows in slices(len(hidden), call.tiling.rows):
+            total += _tile(call, part, hidden, rows, buffer, sums)
+        gradients.end(sums)
+    return total, gradients.result()
 
 # %% ../nbs/04_linear.ipynb #987d09a6
-_instead = 'linear_asymmetric_loss: {} needs the logits whole; use F.linear and asymmetric_loss_multi_label'
+INSTEAD = 'linear_asymmetric_loss: {} needs the logits whole; use F.linear and asymmetric_loss_multi_label'
+TWICE = 'linear_asymmetric_loss: a second backward needs retain_graph=True in the first'
 
-def _times_(o, g):
-    "o*g in place; on the values of a sparse tensor, which then stays known to be coalesced"
-    if g != 1: (stored_entries(o)[1] if o.is_sparse else o).mul_(g.to(o.dtype))
-    return o
+def _like(gradient, tensor):
+    "A gradient with the dtype and the shape of what it belongs to"
+    if gradient is None: return None
+    gradient = gradient.to(tensor.dtype)
+    return gradient if gradient.is_sparse else gradient.view(tensor.shape)
+
+def _scale_(gradient, factor):
+    "gradient*factor in place; on the values of a sparse tensor, which then stays known to be coalesced"
+    if factor == 1: return gradient
+    values = stored_entries(gradient)[1] if gradient.is_sparse else gradient
+    values.mul_(factor.to(gradient.dtype))
+    return gradient
 
 # %% ../nbs/04_linear.ipynb #0e2cbbfe
 class _Linear(Function):
     "Head and loss; gradients are computed along with the loss"
     @staticmethod
-    def forward(ctx, hidden, weight, bias, run):
-        total, grads = run(hidden, weight, bias)
-        ctx.grads = [g if g is None else g.to(o.dtype).view(o.shape) if not g.is_sparse else g.to(o.dtype)
-            for g,o in zip(grads, (hidden, weight, bias))]
+    def forward(ctx, hidden, weight, bias, loss_and_gradients):
+        total, gradients = loss_and_gradients(hidden, weight, bias)
+        inputs = hidden, weight, bias
+        ctx.gradients = [_like(gradient, tensor) for gradient, tensor in zip(gradients, inputs)]
         return total.to(at_least_float32(hidden, weight))
 
     @staticmethod
-    def backward(ctx, g):
-        if needs_double_backward(g): raise RuntimeError(_instead.format('create_graph=True'))
-        if ctx.grads is None: raise RuntimeError('linear_asymmetric_loss: a second backward needs retain_graph=True in the first')
-        grads, keep = ctx.grads, backward_keeps_graph()
-        if not keep: ctx.grads = None
-        return *[o if o is None else _times_(o.clone() if keep else o, g) for o in grads], None
+    def backward(ctx, grad_output):
+        if needs_double_backward(grad_output): raise RuntimeError(INSTEAD.format('create_graph=True'))
+        gradients = ctx.gradients
+        if gradients is None: raise RuntimeError(TWICE)
+        if backward_keeps_graph(): gradients = [None if g is None else g.clone() for g in gradients]
+        else: ctx.gradients = None
+        return *[None if g is None else _scale_(g, grad_output) for g in gradients], None
 
 # %% ../nbs/04_linear.ipynb #0ba3b151
-def stand_in_logits(hidden, weight, bias):
-    "Something of the logits' shape that takes no memory, and how many classes there are"
-    for name, o in dict(hidden=hidden, weight=weight, **({} if bias is None else dict(bias=bias))).items():
-        if not isinstance(o, Tensor): raise TypeError(f'{name}: got {type(o).__name__}, needs a tensor')
-        if not o.is_floating_point(): raise TypeError(f'{name}: got {o.dtype}, needs a floating dtype')
-        if o.device != hidden.device: raise ValueError(f'{name}: got device {o.device}, needs {hidden.device}')
+def _check_head(hidden, weight, bias):
+    "Hidden (..., D), weight (C, D) and bias (C,) or None have to fit together"
+    tensors = dict(hidden=hidden, weight=weight)
+    if bias is not None: tensors['bias'] = bias
+    for name, x in tensors.items():
+        if not isinstance(x, Tensor): raise TypeError(f'{name}: got {type(x).__name__}, needs a tensor')
+        if not x.is_floating_point(): raise TypeError(f'{name}: got {x.dtype}, needs a floating dtype')
+        if x.device != hidden.device: raise ValueError(f'{name}: got device {x.device}, needs {hidden.device}')
     if weight.ndim != 2: raise ValueError(f'weight: got shape {tuple(weight.shape)}, needs (C, D)')
     C, D = weight.shape
-    if hidden.ndim < 1 or hidden.shape[-1] != D: raise ValueError(f'hidden: got shape {tuple(hidden.shape)}, needs (..., {D})')
+    if hidden.ndim < 1 or hidden.shape[-1] != D:
+        raise ValueError(f'hidden: got shape {tuple(hidden.shape)}, needs (..., {D})')
     if bias is not None and bias.shape != (C,): raise ValueError(f'bias: got shape {tuple(bias.shape)}, needs ({C},)')
-    dtype = at_least_float32(hidden, weight)
-    return hidden.detach().new_empty((), dtype=dtype).expand(*hidden.shape[:-1], C), C
+
+def stand_in_logits(hidden:Tensor, weight:Tensor, bias:Tensor|None) -> Tensor:
+    "Something of the logits' shape (..., C) and dtype that takes no memory; head and hidden are checked"
+    _check_head(hidden, weight, bias)
+    one = hidden.detach().new_empty((), dtype=at_least_float32(hidden, weight))
+    return one.expand(*hidden.shape[:-1], len(weight))
 
 # %% ../nbs/04_linear.ipynb #3e327b92
-def _settings_of(logits, given, detach):
-    "The settings, checked"
-    for k, v in given.items():
-        if isinstance(v, Tensor) and v.requires_grad: raise ValueError(f'{k}: got a tensor that requires grad, needs a constant')
+def _checked_settings(logits, given, detach):
+    "The settings, given by name"
+    for name, value in given.items():
+        if isinstance(value, Tensor) and value.requires_grad:
+            raise ValueError(f'{name}: got a tensor that requires grad, needs a constant')
     if given['eps'] is None: given['eps'] = 0.
-    return Settings(*[check_setting(k, v, logits, logits.dtype) for k,v in given.items()], detach)
+    checked:dict[str, Any] = {name: check_setting(name, value, logits, logits.dtype) for name, value in given.items()}
+    return Settings(**checked, detach=detach)
 
 # %% ../nbs/04_linear.ipynb #5440b0a0
 NO_NONE = "reduction: got 'none', needs 'sum', 'mean' or 'batchmean'"
 
-def is_listed(t):
+def is_listed(target) -> bool:
     "Whether a target lists entries: class indices, or a sparse tensor"
-    return isinstance(t, Tensor) and (t.layout != torch.strided or not (t.is_floating_point() or t.dtype == torch.bool))
+    if not isinstance(target, Tensor): return False
+    return target.layout != torch.strided or not (target.is_floating_point() or target.dtype == torch.bool)
 
-def check_target(logits, target, reduction):
+def check_target(logits:Tensor, target:Tensor, reduction:str):
     "The checks that need no look into the target"
     check_arguments(logits, logits if is_listed(target) else target, reduction)
     if reduction == 'none': raise ValueError(NO_NONE)
 
-def _labels_of(target, logits, C, ignore_index, reduction, tiling):
-    "Labels of tiles, of a target of any kind"
-    check_target(logits, target, reduction)
-    if target.device != logits.device: raise ValueError(f'target: got device {target.device}, needs {logits.device}')
-    if is_listed(target): return ListedLabels(target, logits.shape[:-1], C, ignore_index, *tiling)
-    return DenseLabels(target, C, ignore_index, *tiling)
+def _labels_of_tiles(target, logits, ignore_index, tiling):
+    "The labels of tiles, of a target of any kind that has been checked"
+    if target.device != logits.device:
+        raise ValueError(f'target: got device {target.device}, needs {logits.device}')
+    C = logits.shape[-1]
+    if is_listed(target): return ListedLabels(target, logits.shape[:-1], C, ignore_index, tiling)
+    return DenseLabels(target, C, ignore_index)
 
-def _scaled(s, reduction, count, N, dtype):
-    "Settings with what the reduction divides by in the weight"
-    count = {'mean': count, 'batchmean': N}.get(reduction, 1)
-    if isinstance(count, Tensor): count = count.to(dtype)
-    return s if reduction == 'sum' else s._replace(weight=s.weight/count if isinstance(count, Tensor) or count else math.nan)
+def _divided_settings(settings, reduction, labels, rows, dtype):
+    "Settings whose weight is divided by what the loss is: nan if that is nothing"
+    if reduction == 'sum': return settings
+    count = labels.count() if reduction == 'mean' else rows
+    if isinstance(count, Tensor): return settings._replace(weight=settings.weight/count.to(dtype))
+    return settings._replace(weight=settings.weight/count if count else math.nan)
 
 # %% ../nbs/04_linear.ipynb #ff5a26c4
 @not_compiled
@@ -211,47 +317,74 @@ def linear_asymmetric_loss(
     RuntimeError
         For `create_graph=True` and under `torch.func`, which need the logits whole.
     """
-    if functorch_active(): raise RuntimeError(_instead.format('torch.func'))
-    logits, C = stand_in_logits(hidden, weight, bias)
-    s = _settings_of(logits, dict(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, eps=eps, smoothing=smoothing,
-        weight=class_weight, pos_weight=pos_weight), disable_torch_grad_focal_loss)
-    N = logits.shape[:-1].numel()
-    tiling = _tiling(N, C, hidden.shape[-1], logits.dtype, budget)
-    labels = _labels_of(target, logits, C, ignore_index, reduction, tiling)
-    need = [torch.is_grad_enabled() and o is not None and o.requires_grad for o in (hidden, weight, bias)]
-    shares = dict.fromkeys(('active', 'skipped', 'sparse', 'columns', 'dense'), 0)
-    s = _scaled(s, reduction, labels.count, N, logits.dtype)
+    if functorch_active(): raise RuntimeError(INSTEAD.format('torch.func'))
+    logits = stand_in_logits(hidden, weight, bias)
+    rows = logits.shape[:-1].numel()
+    given = dict(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, eps=eps, smoothing=smoothing, weight=class_weight,
+        pos_weight=pos_weight)
+    settings = _checked_settings(logits, given, disable_torch_grad_focal_loss)
+    check_target(logits, target, reduction)
+    tiling = _tiling(rows, hidden.shape[-1], logits.dtype, budget)
+    labels = _labels_of_tiles(target, logits, ignore_index, tiling)
+    settings = _divided_settings(settings, reduction, labels, rows, logits.dtype)
+
+    inputs = hidden, weight, bias
+    needs_grad = _NeedsGrad._make(torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs)
+    options = LossOptions(settings, ignore_index, any(needs_grad), bool(compiled))
+    shares:dict[str, int] = dict.fromkeys(('active', 'skipped', 'sparse', 'columns', 'dense'), 0)
+    call = _Call(labels, options, needs_grad, sparse_grad, tiling, shares)
     with torch.autocast(hidden.device.type, enabled=False):
-        loss = _Linear.apply(hidden, weight, bias, partial(_run, labels=labels, s=s, ignore_index=ignore_index, need=need,
-            sparse=sparse_grad, tiling=tiling, compiled=bool(compiled), shares=shares))
-    if stats is not None: stats.update({k: v/max(N*C, 1) for k, v in shares.items()})
-    return loss if N or reduction == 'sum' else loss+math.nan
+        loss = _Linear.apply(*inputs, partial(_loss_and_gradients, call))
+    if stats is not None: stats.update({name: count/max(logits.numel(), 1) for name, count in shares.items()})
+    return loss if rows or reduction == 'sum' else loss+math.nan
 
 # %% ../nbs/04_linear.ipynb #671d2940
-def check_k(k, C):
+TOPK_SHARE = 4                         # one in so many bytes of the budget is a tile's: posterior and topk need more
+
+def check_k(k:int, C:int):
+    "k classes can be the most probable of C"
     if not 1 <= k <= C: raise ValueError(f'k: got {k}, needs a number from 1 to {C}')
 
+def _merge_topk(best, scores, first_class, k):
+    "The k largest (values, classes) of what was best so far and of scores (N, c) of the classes from first_class on"
+    values, classes = scores.topk(min(k, scores.shape[1]))
+    values = torch.cat([best[0], values], 1)
+    classes = torch.cat([best[1], classes+first_class], 1)
+    values, order = values.topk(min(k, values.shape[1]))
+    return values, classes.gather(1, order)
+
+def _topk_of_rows(hidden, weight, bias, k, settings, classes_of_tile):
+    "Scores and indices of the k best classes, (N, k): ranked by logits, or by posteriors if settings are given"
+    best = hidden.new_empty(len(hidden), 0), hidden.new_empty(len(hidden), 0, dtype=torch.long)
+    for classes in slices(len(weight), classes_of_tile):
+        bias_here = None if bias is None else bias[classes].to(hidden.dtype)
+        scores = F.linear(hidden, weight[classes].to(hidden.dtype), bias_here)
+        if settings: scores = posterior(scores, **{name: of_classes(v, classes) for name, v in settings.items()})
+        best = _merge_topk(best, scores, classes.start, k)
+    return best
+
+# %% ../nbs/04_linear.ipynb #18fa3ac6
 @torch.no_grad()
-def topk_in_tiles(hidden, weight, bias, k, loss, budget, raw=False):
-    "Posteriors and indices of the k classes that are most probable; raw: what they are ranked by"
-    logits, C = stand_in_logits(hidden, weight, bias)
-    check_k(k, C)
-    D, settings = hidden.shape[-1], {name: getattr(loss, name) for name in LINK_SETTINGS}
-    alike = not any(isinstance(v, Tensor) and v.ndim for v in settings.values())
-    h, out = hidden.reshape(-1, D).to(logits.dtype), []
-    rows, classes = _tiling(len(h), C, D, logits.dtype, budget//4)
-    for x in h.split(rows):
-        best, at = x.new_empty(len(x), 0), x.new_empty(len(x), 0, dtype=torch.long)
-        for i in range(0, C, classes):
-            o = slice(i, i+classes)
-            z = F.linear(x, weight[o].to(x.dtype), None if bias is None else bias[o].to(x.dtype))
-            if not alike: z = posterior(z, **{n: v[o] if isinstance(v, Tensor) and v.ndim else v for n, v in settings.items()})
-            top, place = z.topk(min(k, z.shape[1]))
-            best, order = torch.cat([best, top], 1).topk(min(k, best.shape[1]+top.shape[1]))
-            at = torch.cat([at, place+i], 1).gather(1, order)
-        out.append((posterior(best, **settings) if alike and not raw else best, at))
-    p, at = (torch.cat(o) if o else h.new_empty(0, k) for o in (zip(*out) if out else ((), ())))
-    return p.view(*hidden.shape[:-1], k), at.long().view(*hidden.shape[:-1], k)
+def topk_in_tiles(hidden:Tensor, weight:Tensor, bias:Tensor|None, k:int, settings:Mapping[str,Any], budget:int,
+        raw:bool=False) -> tuple[Tensor, Tensor]:
+    "Posteriors and indices of the k most probable classes, (..., k); raw: what they are ranked by, not posteriors"
+    logits = stand_in_logits(hidden, weight, bias)
+    check_k(k, len(weight))
+    by_posterior = any(map(per_class, settings.values()))
+    shape = *hidden.shape[:-1], k
+    hidden = hidden.reshape(-1, hidden.shape[-1]).to(logits.dtype)
+    tiling = _tiling(len(hidden), hidden.shape[-1], logits.dtype, budget//TOPK_SHARE)
+    values = hidden.new_empty(len(hidden), k)
+    classes = hidden.new_empty(len(hidden), k, dtype=torch.long)
+    for rows in slices(len(hidden), tiling.rows):
+        scores, classes[rows] = _topk_of_rows(hidden[rows], weight, bias, k, settings if by_posterior else {},
+            tiling.classes)
+        values[rows] = scores if by_posterior or raw else posterior(scores, **settings)
+    return values.view(shape), classes.view(shape)
+
+def link_settings(loss:nn.Module) -> dict[str,Any]:
+    "The settings of a multi-label loss that decide what a score means"
+    return {name: getattr(loss, name) for name in LINK_SETTINGS}
 
 # %% ../nbs/04_linear.ipynb #e913ca0b
 class LinearAsymmetricLoss(nn.Module):
@@ -265,8 +398,10 @@ class LinearAsymmetricLoss(nn.Module):
         Weight of each class in the loss; a number or (C,).
     sparse_grad, budget, compiled
         As in `linear_asymmetric_loss`.
-    gamma_neg, gamma_pos, clip, eps, disable_torch_grad_focal_loss, smoothing, reduction, pos_weight, ignore_index, thresh
+    gamma_neg, gamma_pos, clip, eps, disable_torch_grad_focal_loss, smoothing, reduction, pos_weight, ignore_index
         Settings of the loss, each as in `AsymmetricLossMultiLabel`.
+    thresh
+        Of `loss.decodes`, not of the loss; as in `AsymmetricLossMultiLabel`.
     """
     def __init__(self, in_features:int, num_classes:int, bias:bool=True, *, class_weight:float|Tensor|None=None,
             sparse_grad:bool=False, budget:int=BUDGET, compiled:bool=False, device=None, dtype:torch.dtype|None=None,
@@ -280,11 +415,11 @@ class LinearAsymmetricLoss(nn.Module):
         self.sparse_grad = sparse_grad
         self.budget = budget
         self.compiled = compiled
-        self.loss = AsymmetricLossMultiLabel(gamma_neg, gamma_pos, clip, eps, disable_torch_grad_focal_loss, smoothing, reduction,
-            class_weight, pos_weight, ignore_index, thresh=thresh)
+        self.loss = AsymmetricLossMultiLabel(gamma_neg, gamma_pos, clip, eps, disable_torch_grad_focal_loss, smoothing,
+            reduction, class_weight, pos_weight, ignore_index, thresh=thresh)
 
     def forward(self, hidden:Tensor, target:Tensor, stats:dict|None=None) -> Tensor:
-        "The loss, a scalar, of what the head sees, (..., D), and a target of any kind that `linear_asymmetric_loss` takes."
+        "The loss, a scalar, of what the head sees, (..., D), and a target of any kind as in `linear_asymmetric_loss`."
         given = self.loss.settings()
         return linear_asymmetric_loss(hidden, self.weight, self.bias, target, class_weight=given.pop('weight'), **given,
             sparse_grad=self.sparse_grad, budget=self.budget, compiled=self.compiled, stats=stats)
@@ -304,7 +439,7 @@ class LinearAsymmetricLoss(nn.Module):
         tuple of Tensor
             Posteriors, largest first, and class indices, both (..., k).
         """
-        return topk_in_tiles(hidden, self.weight, self.bias, k, self.loss, self.budget)
+        return topk_in_tiles(hidden, self.weight, self.bias, k, link_settings(self.loss), self.budget)
 
     def extra_repr(self):
         C, D = self.weight.shape

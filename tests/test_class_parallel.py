@@ -1,4 +1,4 @@
-"Class-parallel heads under torchrun, in 2 and 4 processes on the CPU: training, checkpoints, and processes that die or hang."
+"Class-parallel heads under torchrun, in 2 and 4 processes on a CPU: training, top-k, checkpoints, what dies or hangs."
 import os, signal, subprocess, sys, time
 
 import pytest, torch
@@ -20,7 +20,8 @@ class Net(nn.Module):
     def __init__(self, reduction):
         super().__init__()
         self.trunk = nn.Sequential(nn.Linear(10, 16), nn.GELU(), nn.Linear(16, 8)).double()
-        self.head = LinearAsymmetricLoss(8, 37, reduction=reduction, gamma_neg=torch.linspace(1, 4, 37), dtype=torch.float64)
+        each = torch.linspace(1, 4, 37)
+        self.head = LinearAsymmetricLoss(8, 37, reduction=reduction, gamma_neg=each, dtype=torch.float64)
     def forward(self, x, target): return self.head(self.trunk(x), target)
 
 def train(model, x, target, loss=None):
@@ -47,13 +48,14 @@ def run(program, folder, processes, timeout=60):
     path = folder/'program.py'
     path.write_text(common+program)
     env = os.environ | dict(OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join(sys.path))
-    args = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(processes), str(path), str(folder)]
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(processes)]
     start = time.time()
-    p = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, start_new_session=True)
+    p = subprocess.Popen([*torchrun, str(path), str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, env=env, start_new_session=True)
     try: out, _ = p.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         os.killpg(p.pid, signal.SIGKILL)
-        raise AssertionError(f'not done in {timeout} s: {p.communicate()[0]}')
+        raise AssertionError(f'not done in {timeout} s: {p.communicate()[0]}') from None
     return p.returncode, out, time.time()-start
 
 def passes(program, folder, processes):
@@ -88,7 +90,7 @@ print('done')
 dist.destroy_process_group()
 '''
 
-def test_one_mesh(tmp_path): passes(one_mesh, tmp_path, 4)
+def test_training_on_one_mesh_is_that_of_one_process(tmp_path): passes(one_mesh, tmp_path, 4)
 
 two_meshes = '''
 mesh = init_device_mesh('cpu', (2, 2), mesh_dim_names=('dp', 'tp'))
@@ -117,7 +119,8 @@ assert torch.equal(at, want_at)
 class Logits(nn.Sequential):
     def __init__(self): super().__init__(nn.Linear(10, 8), nn.GELU(), nn.Linear(8, 37))
 net, loss = Logits().double(), AsymmetricLossSingleLabel()
-sharded = parallelize_module(copy.deepcopy(net), mesh['tp'], {'2': ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)})
+by_class = ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)
+sharded = parallelize_module(copy.deepcopy(net), mesh['tp'], {'2': by_class})
 fully_shard(sharded, mesh=mesh['dp'])
 losses, weights = train(net, x, target[:,0], loss)
 got, trained = train(sharded, mine(x), mine(target[:,0]), lambda z, t: class_parallel_loss(loss, z, t))
@@ -126,7 +129,43 @@ print('done')
 dist.destroy_process_group()
 '''
 
-def test_two_meshes(tmp_path): passes(two_meshes, tmp_path, 4)
+def test_training_on_two_meshes_is_that_of_one_process(tmp_path): passes(two_meshes, tmp_path, 4)
+
+several_tiles = '''
+torch.manual_seed(0)
+mesh = init_device_mesh('cpu', (W,))
+C, each = 83, torch.linspace(0, 4, 83)
+
+def check(head, hidden, k, layout):
+    "Top-k of the divided head, against the whole posterior"
+    posterior = head.loss.posterior(nn.functional.linear(hidden.float(), head.weight.float(), head.bias.float()))
+    divided = parallelize_module(copy.deepcopy(head), mesh, ClassParallel(input_layouts=layout))
+    mine = lambda x: x if layout == Replicate() else x.chunk(W)[rank]
+    values, classes = divided.predict_topk(mine(hidden), k)
+    torch.testing.assert_close(values, mine(posterior).topk(k).values)
+    torch.testing.assert_close(mine(posterior).gather(1, classes), values)
+    assert all(len(set(row)) == k for row in classes.tolist())
+    return classes
+
+for settings in (dict(clip=0.), dict(gamma_neg=each, clip=each/40)):
+    for dtype, layout in ((torch.float32, Replicate()), (torch.bfloat16, Shard(0))):
+        head = LinearAsymmetricLoss(8, C, budget=2**12, dtype=dtype, **settings)      # tiles of 16 classes
+        with torch.no_grad(): head.weight.normal_()
+        for k in (1, 20, 50, C): check(head, torch.randn(24, 8, dtype=dtype), k, layout)
+    ties = torch.tensor([3, 20, 40, 50, 82])           # of different tiles, and of both processes
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.copy_(torch.linspace(-2, 0, C))
+        head.bias[ties] = 30.
+    for value in head.loss.buffers():
+        if value.ndim: value[ties] = value[3].item()
+    assert check(head, torch.randn(24, 8, dtype=dtype), 5, Replicate()).sort(1).values.eq(ties).all()
+print('done')
+dist.destroy_process_group()
+'''
+
+def test_the_best_classes_of_several_tiles_in_each_process_are_those_of_the_whole_posterior(tmp_path):
+    passes(several_tiles, tmp_path, 2)
 
 checkpoint = '''
 torch.manual_seed(0)
@@ -140,8 +179,7 @@ print('done')
 dist.destroy_process_group()
 '''
 
-def test_checkpoint(tmp_path):
-    "Saved by two processes, and loaded by one that knows nothing of them"
+def test_a_checkpoint_of_two_processes_fits_one_that_knows_nothing_of_them(tmp_path):
     from torch.distributed.checkpoint import load
     from asl import LinearAsymmetricLoss
     passes(checkpoint, tmp_path, 2)
@@ -162,7 +200,10 @@ for step in range(1, 100):
     print('step', step, flush=True)
 '''
 
-@pytest.mark.parametrize('fault, says', [('os.kill(os.getpid(), signal.SIGKILL)', 'SIGKILL'), ('time.sleep(1000)', 'imed out')])
-def test_fault(tmp_path, fault, says):
+@pytest.mark.parametrize('fault, says', [
+    ('os.kill(os.getpid(), signal.SIGKILL)', 'SIGKILL'),
+    ('time.sleep(1000)', 'imed out'),
+], ids=['killed', 'hanging'])
+def test_a_process_that_dies_or_hangs_ends_all_with_its_reason(tmp_path, fault, says):
     code, out, took = run(faulty.replace('FAULT', fault), tmp_path, 2)
     assert code and says in out and 'step 4' in out and 'step 5' not in out and took < 40, out

@@ -7,203 +7,389 @@ __all__ = []
 
 # %% ../../nbs/27_ops.tiles.ipynb #4fea6ede
 import math
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .checks import raise_where
-from .common import times
-from asl.ops.multi_label import (checked_loss_and_gradient, loss_and_gradient, mask_ignored, negative_term, settings_of_entries,
-    sigmoids)
+from .common import Settings, times
+from .multi_label import (checked_loss_and_gradient, loss_and_gradient, mask_ignored, negative_term,
+    settings_of_entries, sigmoids)
 from .reference import split_logit
 from .torch_private import stored_entries
 
+# %% ../../nbs/27_ops.tiles.ipynb #f18c14ee
+class Tiling(NamedTuple):
+    "The largest size of a tile"
+    rows: int
+    classes: int
+
+def slices(length:int, step:int) -> Iterator[slice]:
+    "Slices of `step`, one after the other, the last one up to `length`"
+    for start in range(0, length, step): yield slice(start, min(start+step, length))
+
+def per_class(value:Any) -> bool:
+    "Whether a setting has one value per class"
+    return isinstance(value, Tensor) and value.ndim > 0
+
+def of_classes(value:Any, index:slice|Tensor) -> Any:
+    "Of a setting with one value per class, those at `index`; any other setting as it is"
+    return value[index] if per_class(value) else value
+
 # %% ../../nbs/27_ops.tiles.ipynb #71142004
-def listed_entries(target, shape, C):
-    "Row, class and label of what a target of indices or a sparse one lists; class -1 for none"
-    if target.layout == torch.strided:
-        if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool or target.shape[:-1] != shape:
-            raise ValueError(f'target: got {target.dtype} of shape {tuple(target.shape)}, needs class indices {(*shape, "K")}, '
-                f'or labels {(*shape, C)} as float or bool')
-        k = target.long().reshape(shape.numel(), target.shape[-1])
-        raise_where((k < -1) | (k >= C), k, 'target', f'class indices in [0, {C}), or -1 for none')
-        n = torch.arange(len(k), device=k.device).view(-1, 1).expand_as(k)
-        return n.reshape(-1), k.reshape(-1), torch.ones_like(k, dtype=torch.bool).view(-1)
+def _indexed_entries(target, shape, C):
+    "`listed_entries` of class indices (..., K)"
+    takes_indices = not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool)
+    if not takes_indices or target.shape[:-1] != shape:
+        raise ValueError(f'target: got {target.dtype} of shape {tuple(target.shape)}, needs class indices '
+            f'{(*shape, "K")}, or labels {(*shape, C)} as float or bool')
+    classes = target.long().reshape(shape.numel(), target.shape[-1])
+    raise_where((classes < -1) | (classes >= C), classes, 'target', f'class indices in [0, {C}), or -1 for none')
+    rows = torch.arange(len(classes), device=classes.device).view(-1, 1).expand_as(classes)
+    labels = torch.ones_like(classes, dtype=torch.bool)
+    return rows.reshape(-1), classes.reshape(-1), labels.view(-1)
+
+def _sparse_entries(target, shape, C):
+    "`listed_entries` of a sparse target (N, C)"
     if target.layout not in (torch.sparse_coo, torch.sparse_csr):
         raise TypeError(f'target: got {target.layout}, needs COO or CSR')
     if target.shape != (*shape, C) or len(shape) != 1:
-        raise ValueError(f'target: got sparse shape {tuple(target.shape)}, needs {(*shape, C)}, for hidden of shape (N, D)')
+        raise ValueError(f'target: got sparse shape {tuple(target.shape)}, needs {(*shape, C)}, '
+            'for hidden of shape (N, D)')
     if target.layout == torch.sparse_coo:
-        (rows, classes), values = stored_entries(target)
-        return rows, classes, values
+        (rows, classes), labels = stored_entries(target)
+        return rows, classes, labels
     counts = target.crow_indices().diff()
-    return torch.arange(len(counts), device=counts.device).repeat_interleave(counts), target.col_indices().long(), target.values()
+    rows = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    return rows, target.col_indices().long(), target.values()
+
+def listed_entries(target:Tensor, shape:torch.Size, C:int) -> tuple[Tensor, Tensor, Tensor]:
+    "Row, class (-1: none) and label of each entry that a target of indices, or a sparse one, lists; shape: of the rows"
+    if target.layout == torch.strided: return _indexed_entries(target, shape, C)
+    return _sparse_entries(target, shape, C)
 
 # %% ../../nbs/27_ops.tiles.ipynb #73e277ec
-class ListedLabels:
-    "Labels of tiles, of listed entries: those of a tile lie together"
-    def __init__(self, target, shape, C, ignore_index, rows, classes):
-        row, k, y = listed_entries(target, shape, C)
-        N, self.rows, self.classes, self.dtype, self.blocks = shape.numel(), rows, classes, y.dtype, []
-        self.count = N*C if y.dtype == torch.bool else N*C-(y == ignore_index).sum()
-        for r in range(0, N, rows):
-            n = min(rows, N-r)
-            key, order = torch.where((k >= 0) & (row >= r) & (row < r+n), k*n+row-r, C*n).sort()
-            raise_where((key[1:] == key[:-1]) & (key[1:] < C*n), key[1:]//n, 'target',
-                'a class at most once in a row (labels 0 and 1 of all classes: as float or bool)')
-            ends = torch.tensor([*range(0, C, classes), C], device=key.device)*n
-            self.blocks.append((n, key, y[order], torch.searchsorted(key, ends).tolist()))
+class Listed(NamedTuple):
+    "The labels of a tile that are listed; those of all its other entries are 0"
+    places: Tensor                     # (K,): of each label, the flat index of its entry in the tile
+    labels: Tensor                     # (K,): bool, or numbers
+    buffer: Tensor                     # zeros, as many as a tile has entries
 
-    def tile(self, r, i, j):
-        "None, places and labels"
-        n, key, y, ends = self.blocks[r//self.rows]
-        part = slice(*ends[i//self.classes:][:2])
-        return None, key[part]%n*(j-i) + (key[part]//n-i), y[part]
+    def write(self, shape:torch.Size) -> Tensor:
+        "The labels of all entries, in the buffer"
+        return self.buffer[:shape.numel()].view(shape).put_(self.places, self.labels)
+
+    def erase(self):
+        "Make the buffer zeros again"
+        self.buffer.put_(self.places, torch.zeros_like(self.labels))
+
+# %% ../../nbs/27_ops.tiles.ipynb #fb072876
+class _Band(NamedTuple):
+    "The listed entries of the rows of a tile, for all classes"
+    rows: int                          # how many rows
+    keys: Tensor                       # class*rows + row of each entry, sorted; whatever is in other rows comes last
+    labels: Tensor                     # in the order of keys
+    ends: list[int]                    # where in keys the classes of each tile start; and where the last ones end
+
+def _sorted_band(entries, rows, C, classes_of_tile):
+    "The entries, (row, class and label of each), that are in a slice of the rows"
+    row, column, labels = entries
+    N = rows.stop-rows.start
+    inside = (column >= 0) & (row >= rows.start) & (row < rows.stop)
+    beyond = C*N
+    keys, order = torch.where(inside, column*N+row-rows.start, beyond).sort()
+    raise_where((keys[1:] == keys[:-1]) & (keys[1:] < beyond), keys[1:]//N, 'target',
+        'a class at most once in a row (labels 0 and 1 of all classes: as float or bool)')
+    ends = torch.tensor([*range(0, C, classes_of_tile), C], device=keys.device)*N
+    return _Band(N, keys, labels[order], torch.searchsorted(keys, ends).tolist())
+
+# %% ../../nbs/27_ops.tiles.ipynb #f9bb99f7
+class ListedLabels:
+    "Labels of tiles, of a target (*shape, K) or (*shape, C) that lists entries: those of a tile lie together"
+    def __init__(self, target:Tensor, shape:torch.Size, C:int, ignore_index:int, tiling:Tiling):
+        entries = listed_entries(target, shape, C)
+        labels = entries[2]
+        self.tiling = tiling
+        self.bands = [_sorted_band(entries, rows, C, tiling.classes) for rows in slices(shape.numel(), tiling.rows)]
+        self.buffer = labels.new_zeros(tiling.rows*min(tiling.classes, C))
+        self.known = shape.numel()*C
+        if labels.dtype != torch.bool: self.known = self.known-(labels == ignore_index).sum()
+
+    def count(self) -> int|Tensor:
+        "How many entries are known"
+        return self.known
+
+    def tile(self, rows:slice, classes:slice) -> Listed:
+        "The labels of a tile"
+        band = self.bands[rows.start//self.tiling.rows]
+        i = classes.start//self.tiling.classes
+        inside = slice(band.ends[i], band.ends[i+1])
+        keys = band.keys[inside]
+        column = keys//band.rows-classes.start
+        return Listed(keys%band.rows*(classes.stop-classes.start) + column, band.labels[inside], self.buffer)
 
 # %% ../../nbs/27_ops.tiles.ipynb #e3b8647e
-class DenseLabels:
-    "Labels of tiles, of a dense target"
-    def __init__(self, target, C, ignore_index, rows, classes):
-        self.t, self.rows, self.count, self.dtype = target.reshape(-1, C), rows, target.numel(), torch.bool
-        if target.dtype != torch.bool: self.count = sum((o != ignore_index).sum() for o in self.t.split(max(1, 2**20//max(C, 1))))
+COUNTED_AT_ONCE = 2**20                # entries: which of them are known takes a byte each
 
-    def tile(self, r, i, j): return self.t[r:r+self.rows, i:j].contiguous(), None, None
+class DenseLabels:
+    "Labels of tiles, of a dense target (..., C)"
+    def __init__(self, target:Tensor, C:int, ignore_index:int):
+        self.target = target.reshape(-1, C)
+        self.ignore_index = ignore_index
+
+    def count(self) -> int|Tensor:
+        "How many entries are known"
+        if self.target.dtype == torch.bool: return self.target.numel()
+        rows = max(1, COUNTED_AT_ONCE//max(self.target.shape[1], 1))
+        return sum((part != self.ignore_index).sum() for part in self.target.split(rows))
+
+    def tile(self, rows:slice, classes:slice) -> Tensor:
+        "The labels of a tile"
+        return self.target[rows, classes].contiguous()
 
 # %% ../../nbs/27_ops.tiles.ipynb #8410dd48
-ROWS_TOGETHER = 16                                                    # entries of a row that are looked at together
+SEARCH_GROUP = 16                      # entries of a row whose maximum is looked at first
+MOST_ACTIVE_IN_TILE = .25              # share of active entries above which a search is in vain
+MOST_ACTIVE_COMPILED = .055            # the same where a compiled loss, which is faster, computes all entries
+FEW_GROUPS = 5                         # if less than one in so many has an active entry, nothing else is looked at
 
-def _search(z, hi, most):
-    "Flat places, row by row, where z < hi is not true (nan: not true); None if they are more than a share `most`"
-    (N, c), each = z.shape, isinstance(hi, Tensor) and hi.ndim
-    if c%ROWS_TOGETHER == 0:
-        m = c//ROWS_TOGETHER
-        top = z.view(N, ROWS_TOGETHER, m).amax(1)
-        groups = (top < (hi.view(ROWS_TOGETHER, m).amin(0) if each else hi)).logical_not_().view(-1).nonzero()
-        if len(groups) > (1-(1-most)**ROWS_TOGETHER)*N*m: return None  # as many as there are if scattered
-        if 5*len(groups) < N*m:
-            at = ((groups//m*c + groups%m) + torch.arange(0, c, m, device=z.device)).view(-1)
-            return at[(z.take(at) < (hi[at%c] if each else hi)).logical_not_()]
-    at = (z < hi).logical_not_().view(-1).nonzero().view(-1)
-    return None if len(at) > most*N*c else at
+def _active_groups(logits, margin):
+    "Flat indices (G, 1) of groups with an active entry: of a row, group g has the columns g, g+width, g+2*width, ..."
+    N, C = logits.shape
+    width = C//SEARCH_GROUP
+    largest = logits.view(N, SEARCH_GROUP, width).amax(1)
+    least = margin.view(SEARCH_GROUP, width).amin(0) if per_class(margin) else margin
+    return (largest < least).logical_not_().view(-1).nonzero()
+
+def _active_of_groups(logits, margin, groups):
+    "Flat places of the active entries in these groups"
+    C = logits.shape[1]
+    width = C//SEARCH_GROUP
+    firsts = groups//width*C + groups%width
+    places = (firsts + torch.arange(0, C, width, device=logits.device)).view(-1)
+    return places[(logits.take(places) < of_classes(margin, places%C)).logical_not_()]
+
+# %% ../../nbs/27_ops.tiles.ipynb #e1a16582
+def _search(logits, margin, most):
+    "Flat places where logits < margin is not true (nan: not true), row by row; None if more than a share `most` are"
+    N, C = logits.shape
+    if C%SEARCH_GROUP == 0:
+        groups = _active_groups(logits, margin)
+        width = C//SEARCH_GROUP
+        if len(groups) > (1-(1-most)**SEARCH_GROUP)*N*width: return None  # as many as there are if scattered
+        if FEW_GROUPS*len(groups) < N*width: return _active_of_groups(logits, margin, groups)
+    active = (logits < margin).logical_not_().view(-1).nonzero().view(-1)
+    return None if len(active) > most*N*C else active
 
 # %% ../../nbs/27_ops.tiles.ipynb #01c34e24
-def active_entries(z, t, at, s, most=.25):
-    "Where loss or pull may be other than zero"
-    if s.smoothing or not isinstance(s.clip, Tensor) and s.clip == 0 or z.is_cuda: return None
-    hi = split_logit(s.clip, z.dtype)[0]
-    if t is not None: return _search(z.add(t.to(z.dtype).abs(), alpha=1e30), hi, most)
-    listed = z.take(at)
-    idx = _search(z.put_(at, z.new_full(at.shape, math.inf)), hi, most)
-    z.put_(at, listed)
-    return idx
+FAR_ABOVE = 1e30                       # is added to the logit of a positive, which is then above every margin
+
+def active_entries(
+    logits:Tensor, labels:Tensor|Listed, settings:Settings, most:float=MOST_ACTIVE_IN_TILE,
+) -> Tensor|None:
+    "Flat places in a tile where loss or gradient may be other than zero; None where a search is in vain"
+    no_margin = not isinstance(settings.clip, Tensor) and settings.clip == 0
+    if settings.smoothing or no_margin or logits.is_cuda: return None
+    margin, _ = split_logit(settings.clip, logits.dtype)
+    if isinstance(labels, Tensor):
+        return _search(logits.add(labels.to(logits.dtype).abs(), alpha=FAR_ABOVE), margin, most)
+    kept = logits.take(labels.places)
+    logits.put_(labels.places, torch.full_like(kept, math.inf))
+    active = _search(logits, margin, most)
+    logits.put_(labels.places, kept)
+    return active
+
+# %% ../../nbs/27_ops.tiles.ipynb #6eaa22b2
+class LossOptions(NamedTuple):
+    "How the loss of a tile is computed"
+    settings: Settings                 # at the classes of the tile
+    ignore_index: int
+    needs_grad: bool
+    compiled: bool
 
 # %% ../../nbs/27_ops.tiles.ipynb #3ff0594c
-def _negatives(z, s, need):
-    "Loss and pull where all labels are 0"
-    whole = torch.compiler.is_compiling() or isinstance(s.clip, Tensor) or s.clip == 0
-    sides = sigmoids(z) if whole else (torch.sigmoid(z), torch.sigmoid(-z), None)
-    L, G = negative_term(z, *sides, s.gamma_neg, s.clip, s.eps, s.detach, need)
-    return times(s.weight, L), times(s.weight, G) if need else None
+def _negatives(logits, settings, needs_grad):
+    "Loss and gradient, elementwise, where all labels are 0"
+    needs_log = torch.compiler.is_compiling() or isinstance(settings.clip, Tensor) or settings.clip == 0
+    sides = sigmoids(logits) if needs_log else (torch.sigmoid(logits), torch.sigmoid(-logits), None)
+    loss, gradient = negative_term(logits, *sides, settings.gamma_neg, settings.clip, settings.eps, settings.detach,
+        needs_grad)
+    loss = times(settings.weight, loss)
+    return loss, times(settings.weight, gradient) if needs_grad else None
 
 # %% ../../nbs/27_ops.tiles.ipynb #5d0c7b21
-_block = 30_000                                                   # entries of a thread's temporaries, below 128 KiB: malloc keeps those
+ENTRIES_OF_A_THREAD = 30_000           # of a block: a temporary of float32 stays below 128 KiB, and malloc keeps those
 
-def _in_blocks(z, t, idx, s, ignore_index, need):
-    "Loss and pull of entries idx; of all if None, the pull then in the place of z"
-    C, total, pulls, args, block = z.shape[1], 0., [], (ignore_index, need), _block*torch.get_num_threads()
-    rows = max(1, block//C)
-    for o in (idx.split(block) if idx is not None else (slice(r, r+rows) for r in range(0, len(z), rows))):
-        if idx is not None: L, G, _ = checked_loss_and_gradient(z.take(o), t.take(o), settings_of_entries(s, o, C), *args)
-        else: L, G, *_ = _negatives(z[o], s, need) if t is None else checked_loss_and_gradient(z[o], t[o], s, *args)
-        total += L.sum().double()
-        if need and idx is None: z[o] = G
-        elif need: pulls.append(G)
-    return total, z if idx is None else torch.cat(pulls) if pulls else None
+def _block_size():
+    "How many entries are computed together"
+    return ENTRIES_OF_A_THREAD*torch.get_num_threads()
+
+def _active_in_blocks(logits, target, active, options):
+    "Loss of the active entries, summed, and the gradient of each"
+    total = logits.new_zeros((), dtype=torch.float64)
+    gradients = []
+    for places in active.split(_block_size()):
+        settings = settings_of_entries(options.settings, places, logits.shape[1])
+        loss, gradient, _ = checked_loss_and_gradient(logits.take(places), target.take(places), settings,
+            options.ignore_index, options.needs_grad)
+        total += loss.sum().double()
+        if options.needs_grad: gradients.append(gradient)
+    return total, torch.cat(gradients) if options.needs_grad else None
+
+# %% ../../nbs/27_ops.tiles.ipynb #a5e0a25f
+def _all_in_blocks(logits, target, options):
+    "Loss of all entries, summed; the gradient takes the place of the logits. Without a target all labels are 0"
+    total = logits.new_zeros((), dtype=torch.float64)
+    for rows in slices(len(logits), max(1, _block_size()//logits.shape[1])):
+        if target is None: loss, gradient = _negatives(logits[rows], options.settings, options.needs_grad)
+        else: loss, gradient, _ = checked_loss_and_gradient(logits[rows], target[rows], options.settings,
+            options.ignore_index, options.needs_grad)
+        total += loss.sum().double()
+        if options.needs_grad: logits[rows] = gradient
+    return total
 
 # %% ../../nbs/27_ops.tiles.ipynb #5d0c7b22
-def _at_once(z, t, s, ignore_index, need):
-    "Loss of rows, the pull in the place of z: for compilers"
-    L, G = _negatives(z, s, need) if t is None else loss_and_gradient(*mask_ignored(z, t, s, ignore_index), s, need)
-    if need: z.copy_(G)
-    return L.sum(1)
+def _all_at_once(logits, target, settings, ignore_index, needs_grad):
+    "Loss of each row; the gradient takes the place of the logits: for compilers. Without a target all labels are 0"
+    if target is None: loss, gradient = _negatives(logits, settings, needs_grad)
+    else:
+        known = mask_ignored(logits, target, settings, ignore_index)
+        loss, gradient = loss_and_gradient(*known, settings, needs_grad)
+    if needs_grad: logits.copy_(gradient)
+    return loss.sum(1)
 
 @lru_cache
-def _compiler(): return torch.compile(_at_once, dynamic=True)
+def _compiled_at_once():
+    "The same, compiled for tiles of any size when it is first called"
+    return torch.compile(_all_at_once, dynamic=True)
 
-def _all_known(t):
-    if t is None or t.dtype == torch.bool: return True
-    low, high = t.aminmax()
+def _all_known(target):
+    "Whether there is neither an unknown label nor a wrong one"
+    if target is None or target.dtype == torch.bool: return True
+    low, high = target.aminmax()
     return (low >= 0 and high <= 1).item()
 
+# %% ../../nbs/27_ops.tiles.ipynb #dfbebe30
+NO_LOSS = -1e4                         # a logit that as a negative has neither loss nor gradient
+
+def _all_entries(logits, target, options):
+    "Loss of all entries, summed; the gradient takes the place of the logits"
+    if not (options.compiled and _all_known(target)): return _all_in_blocks(logits, target, options)
+    settings, ignore_index, needs_grad, _ = options
+    if not isinstance(settings.weight, Tensor) and settings.weight != 1:    # a number would be compiled in
+        settings = settings._replace(weight=logits.new_tensor(settings.weight))
+    return _compiled_at_once()(logits, target, settings, ignore_index, needs_grad).double().sum()
+
+def _all_but_listed(logits, listed, options):
+    "The same with listed labels: their entries are computed apart, and all others have the label 0"
+    settings = settings_of_entries(options.settings, listed.places, logits.shape[1])
+    loss, gradient, _ = checked_loss_and_gradient(logits.take(listed.places), listed.labels, settings,
+        options.ignore_index, options.needs_grad)
+    logits.put_(listed.places, logits.new_full(listed.places.shape, NO_LOSS))
+    total = loss.sum().double() + _all_entries(logits, None, options)
+    if options.needs_grad: logits.put_(listed.places, gradient)
+    return total
+
 # %% ../../nbs/27_ops.tiles.ipynb #db2106f5
-def tile_loss(z, t, at, y, idx, s, ignore_index, need, blank, compiled):
-    "Loss and pull of a tile's active entries idx; of all if None, the pull then in the place of z"
-    listed, total = t is None and idx is None and not s.smoothing, 0.
-    if listed:
-        L, G_at, _ = checked_loss_and_gradient(z.take(at), y, settings_of_entries(s, at, z.shape[1]), ignore_index, need)
-        z.put_(at, z.new_full(at.shape, -1e4))                    # as a negative it adds nothing
-        total = L.sum().double()
-    elif t is None: t = blank[:z.numel()].view(z.shape).put_(at, y)
-    if compiled and idx is None and _all_known(t):
-        w = s.weight if isinstance(s.weight, Tensor) or s.weight == 1 else z.new_tensor(s.weight)   # a number would be compiled in
-        G, L = z, _compiler()(z, t, s._replace(weight=w), ignore_index, need)
-    else: L, G = _in_blocks(z, t, idx, s, ignore_index, need)
-    if listed and need: z.put_(at, G_at)
-    elif not listed and at is not None: t.put_(at, torch.zeros_like(y))
-    return total+L.double().sum(), G
+def _with_target(logits, target, active, options):
+    "`tile_loss` with a label for each entry"
+    if active is not None: return _active_in_blocks(logits, target, active, options)
+    loss = _all_entries(logits, target, options)
+    return loss, logits if options.needs_grad else None
+
+def tile_loss(
+    logits:Tensor, labels:Tensor|Listed, active:Tensor|None, options:LossOptions,
+) -> tuple[Tensor, Tensor|None]:
+    """Loss of a tile (N, C), summed, and the gradient at its active entries (K,), if it is needed.
+
+    Where `active` is None, that of all entries, (N, C): it then takes the place of the logits.
+    """
+    if isinstance(labels, Tensor): return _with_target(logits, labels, active, options)
+    if active is None and not options.settings.smoothing:
+        loss = _all_but_listed(logits, labels, options)
+        return loss, logits if options.needs_grad else None
+    result = _with_target(logits, labels.write(logits.shape), active, options)
+    labels.erase()
+    return result
 
 # %% ../../nbs/27_ops.tiles.ipynb #f95f9945
-def _bags(items, weight, counts, of):
-    "For each bag the sum of weight*items[of]; counts says how many each bag holds, in order"
-    return torch.embedding_bag(items, of, counts.cumsum(0)-counts, False, 0, False, weight)[0]
+def _sums_of_rows(matrix, rows, weights, counts):
+    "Sums of weighted rows of a matrix: the first counts[0] of them make the first sum, and so on; (len(counts), D)"
+    starts = counts.cumsum(0)-counts
+    return torch.embedding_bag(matrix, rows, starts, mode=0, per_sample_weights=weights)[0]    # mode 0 is a sum
 
-def _add(out, rows, value): out.add_(value) if rows is None else out.index_add_(0, rows, value)
+def _add_at(sums, rows, values):
+    "Add to some rows of the sums, or to all"
+    if rows is None: sums.add_(values)
+    else: sums.index_add_(0, rows, values)
 
 # %% ../../nbs/27_ops.tiles.ipynb #81111036
 class Tile(NamedTuple):
-    "Rows and classes of a tile, and where their gradients are gathered; None where there is no need"
-    h: Tensor
-    W: Tensor
-    hidden: Tensor|None
-    weight: Tensor|None
-    bias: Tensor|None
-    seen: Tensor
+    "What the logits of a tile are made of, and where the gradients of that are added up; None where nobody needs one"
+    hidden: Tensor                     # (N, D), the rows of the tile
+    weight: Tensor                     # (C, D), its classes
+    hidden_grad: Tensor|None           # (N, D)
+    weight_grad: Tensor|None           # (C, D)
+    bias_grad: Tensor|None             # (C,)
+    is_active: Tensor                  # (C,), bool: classes whose gradient is more than zeros
 
 # %% ../../nbs/27_ops.tiles.ipynb #0df0e12e
-def _dense_products(tile, G, rows=None):
-    "With pull G of all classes of a tile, or of those in rows"
-    tile.seen[slice(None) if rows is None else rows] = True
-    if tile.hidden is not None: tile.hidden.addmm_(G, tile.W if rows is None else tile.W[rows])
-    if tile.bias is not None: _add(tile.bias, rows, G.sum(0))
-    if tile.weight is not None: tile.weight.addmm_(G.t(), tile.h) if rows is None else _add(tile.weight, rows, G.t()@tile.h)
+def _dense_products(tile, gradient, classes=None):
+    "Add what follows from the gradient of all entries of the tile; or (N, K) of all entries of K of its classes"
+    tile.is_active[slice(None) if classes is None else classes] = True
+    if tile.hidden_grad is not None:
+        tile.hidden_grad.addmm_(gradient, tile.weight if classes is None else tile.weight[classes])
+    if tile.bias_grad is not None: _add_at(tile.bias_grad, classes, gradient.sum(0))
+    if tile.weight_grad is None: return
+    if classes is None: tile.weight_grad.addmm_(gradient.t(), tile.hidden)
+    else: _add_at(tile.weight_grad, classes, gradient.t()@tile.hidden)
 
 # %% ../../nbs/27_ops.tiles.ipynb #6c4f63e6
-def _sparse_products(tile, n, k, G, counts):
-    "With pull G at rows n, which are in order, and classes k"
-    if tile.hidden is not None: tile.hidden.add_(_bags(tile.W, G, torch.bincount(n, minlength=len(tile.h)), k))
-    if tile.bias is not None: tile.bias.index_add_(0, k, G)
-    few = counts.nonzero().view(-1)
-    tile.seen[few] = True
-    if tile.weight is None: return
-    order = k.argsort()
-    if 2*len(few) > len(counts): few = None
-    _add(tile.weight, few, _bags(tile.h, G[order], counts if few is None else counts[few], n[order]))
+def _sparse_products(tile, rows, classes, gradient, counts):
+    "The same of the gradient (K,) of single entries, row by row; counts (C,): how many of them each class has"
+    if tile.hidden_grad is not None:
+        of_rows = torch.bincount(rows, minlength=len(tile.hidden))
+        tile.hidden_grad.add_(_sums_of_rows(tile.weight, classes, gradient, of_rows))
+    if tile.bias_grad is not None: tile.bias_grad.index_add_(0, classes, gradient)
+    found = counts.nonzero().view(-1)
+    tile.is_active[found] = True
+    if tile.weight_grad is None: return
+    order = classes.argsort()
+    few = 2*len(found) <= len(counts)
+    sums = _sums_of_rows(tile.hidden, rows[order], gradient[order], counts[found] if few else counts)
+    _add_at(tile.weight_grad, found if few else None, sums)
 
 # %% ../../nbs/27_ops.tiles.ipynb #c17d05e6
-_dear = 18                                                        # the cost of an entry of a sparse product, in dense ones
+COST_OF_ENTRY = 18                     # of a sparse product, in entries of a dense one
+NEARLY_ALL = 3/4                       # of the classes active: to leave out the others does not pay
 
-def tile_products(tile, z, idx, G):
-    "Gradients of a tile by the way that is cheapest; returns its name; z is overwritten"
-    N, c = z.shape
-    if idx is None: _dense_products(tile, G); return 'dense'
-    if not len(idx): return 'skipped'
-    n, k = idx//c, idx%c
-    counts = torch.bincount(k, minlength=c)
-    active = counts.count_nonzero().item()
-    if _dear*len(idx) < active*N: _sparse_products(tile, n, k, G, counts); return 'sparse'
-    if 4*active > 3*c: _dense_products(tile, z.zero_().put_(idx, G)); return 'dense'
-    place, G_few = (counts > 0).cumsum(0)-1, z.view(-1)[:N*active].zero_().view(N, active)
-    _dense_products(tile, G_few.put_(n*active+place[k], G), counts.nonzero().view(-1))
+def _column_products(tile, buffer, rows, classes, gradient, counts):
+    "The same as dense products of the active classes alone; the buffer (N, C) is overwritten"
+    N = len(buffer)
+    active = counts.nonzero().view(-1)
+    column = (counts > 0).cumsum(0)-1                              # of a class, its place among the active ones
+    columns = buffer.view(-1)[:N*len(active)].zero_().view(N, len(active))
+    _dense_products(tile, columns.put_(rows*len(active)+column[classes], gradient), active)
+
+def tile_products(tile:Tile, logits:Tensor, active:Tensor|None, gradient:Tensor) -> str:
+    "Add the gradients of a tile, given what `tile_loss` found; says which way was the cheapest; logits are overwritten"
+    if active is None:
+        _dense_products(tile, gradient)
+        return 'dense'
+    if not len(active): return 'skipped'
+    N, C = logits.shape
+    rows = active//C
+    classes = active%C
+    counts = torch.bincount(classes, minlength=C)
+    active_classes = counts.count_nonzero().item()
+    if COST_OF_ENTRY*len(active) < active_classes*N:
+        _sparse_products(tile, rows, classes, gradient, counts)
+        return 'sparse'
+    if active_classes > NEARLY_ALL*C:
+        _dense_products(tile, logits.zero_().put_(active, gradient))
+        return 'dense'
+    _column_products(tile, logits, rows, classes, gradient, counts)
     return 'columns'
