@@ -29,8 +29,11 @@ from asl.adaptive import AdaptiveGamma, probability_gap
 from asl.functional import asymmetric_loss_multi_label, asymmetric_loss_single_label
 from asl.linear import LinearAsymmetricLoss, linear_asymmetric_loss
 from asl.loss import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel, Posterior, init_prior_
-from asl.posterior import class_prior, gamma_for_prior, posterior, prior_logit, threshold    # asl.posterior is now the function
 
-__all__ = ['AsymmetricLossMultiLabel', 'AsymmetricLossSingleLabel', 'asymmetric_loss_multi_label', 'asymmetric_loss_single_label',
+# After this line asl.posterior is the function, no longer the module
+from asl.posterior import class_prior, gamma_for_prior, posterior, prior_logit, threshold
+
+__all__ = ['AsymmetricLossMultiLabel', 'AsymmetricLossSingleLabel',
+    'asymmetric_loss_multi_label', 'asymmetric_loss_single_label',
     'posterior', 'threshold', 'prior_logit', 'Posterior', 'class_prior', 'init_prior_', 'gamma_for_prior',
     'AdaptiveGamma', 'probability_gap', 'LinearAsymmetricLoss', 'linear_asymmetric_loss']

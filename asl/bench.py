@@ -6,38 +6,16 @@
 __all__ = ['bench', 'main']
 
 # %% ../nbs/09_bench.ipynb #a5e10032
-from inspect import signature
-
 from .benchmark.measure import Options, run_benchmark
-from .cli import command
+from .cli import command, with_options
 
 # %% ../nbs/09_bench.ipynb #fd6ec5e1
-def bench(
-    *,
-    task:str='both',        # Task: multi (label), single or both
-    linear:bool=False,      # Instead of losses: a last layer and the multi-label loss, plain and in tiles
-    features:int=256,       # Features that the last layer sees, with --linear
-    sizes:str=None,         # Rows x classes, a list (64x80,512x9605,128x50000; --linear: up to 256x670091)
-    dtypes:str=None,        # Types of the logits or weights, a list of float32, bfloat16, float16 (the first two; --linear: the first)
-    easy:str=None,          # Shares of easy negatives for multi, a list (0,.5,.9,.99; --linear: also .8, .999)
-    repeats:int=None,       # Samples of each large case; small cases get up to 20 times as many (9; --linear: 5)
-    device:str='cpu',       # Where: cpu or cuda
-    threads:int=None,       # Threads of the CPU (as many as PyTorch takes by itself)
-    seed:int=0,             # Seed of logits and targets
-    no_compile:bool=False,  # Leave torch.compile out
-    quick:bool=False,       # Two small sizes, few samples, nothing compiled: some seconds, and no judgement
-    out:str=None,           # Write the measurements to this JSON file
-    plot:str=None,          # Draw them into this .png, .svg or .pdf
-    force:bool=False,       # Overwrite these files
-)->dict:                    # What is written to `out`
+@with_options(Options)
+def bench(options:Options)->dict: # What is written to `out`
     "Measure the asymmetric loss beside timm's, the published formula, BCE and focal loss, or cross-entropy"
-    defaults = {name: parameter.default for name, parameter in signature(bench).parameters.items()}
-    options = Options(task=task, linear=linear, features=features, sizes=sizes, dtypes=dtypes, easy=easy,
-        repeats=repeats, device=device, threads=threads, seed=seed, no_compile=no_compile, quick=quick, out=out,
-        plot=plot, force=force)
-    return run_benchmark(options, defaults)
+    return run_benchmark(options)
 
 # %% ../nbs/09_bench.ipynb #9c083f9f
-def main(argv=None):
+def main(argv:list|None=None):
     "The command `asl_bench`"
     command(bench, 'asl_bench', argv, 'stopped; cases that were finished are in --out')

@@ -28,13 +28,13 @@ def need(*packages:str, extra:str='train'):
     if missing: raise Refused(f"{', '.join(missing)} not installed: pip install 'asymmetric-loss[{extra}]'")
 
 def check(
-    options,       # A record of options, or a dict
+    options,       # A record of options
     name:str,      # Of the option to look at
     fits:Callable, # Whether a value can work
     needs:str,     # What can, in words
 ):
     "Refuse an option that is given and does not fit"
-    value = options[name] if isinstance(options, dict) else getattr(options, name)
+    value = getattr(options, name)
     if value is not None and not fits(value): raise Refused(f'--{name}: needs {needs}, got {value}')
 
 # %% ../nbs/09a_cli.ipynb #49757806

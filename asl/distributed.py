@@ -347,7 +347,8 @@ def _single_label(loss, logits, target):
     own_logits = torch.where(known.unsqueeze(1), logits.to_local().to(dtype), 0.)
     own_share = _own_share(own_logits, target, own, C, mesh, settings)
     losses = _summed(torch.where(known, own_share, 0.), mesh)
-    count = (known*_at_target(settings[-1], target)).sum() if reduction == 'mean' else None
+    weight = torch.as_tensor(_at_target(settings[-1], target))
+    count = (known*weight).sum() if reduction == 'mean' else None
     return reduce_loss(losses, reduction, count).to(at_least_float32(logits))
 
 # %% ../nbs/05_distributed.ipynb #23feefc3

@@ -40,24 +40,24 @@ def raced_versions() -> dict:
     return versions() | dict(asl=__version__) | {package: version(package) for package in installed}
 
 # %% ../../nbs/53_benchmark.measure.ipynb #24c05c4f
-@dataclass
+@dataclass(kw_only=True)
 class Options:
-    "What the command was asked for: the parameters of `bench`"
-    task: str
-    linear: bool
-    features: int
-    sizes: str|None
-    dtypes: str|None
-    easy: str|None
-    repeats: int|None
-    device: str
-    threads: int|None
-    seed: int
-    no_compile: bool
-    quick: bool
-    out: str|None
-    plot: str|None
-    force: bool
+    "What `asl_bench` can be asked for"
+    task:str='both'         # Task: multi (label), single or both
+    linear:bool=False       # Instead of losses: a last layer and the multi-label loss, plain and in tiles
+    features:int=256        # Features that the last layer sees, with --linear
+    sizes:str|None=None     # Rows x classes, a list (64x80,512x9605,128x50000; --linear: up to 256x670091)
+    dtypes:str|None=None    # Of logits or weights, a list of float32, bfloat16, float16 (first two; --linear: first)
+    easy:str|None=None      # Shares of easy negatives for multi, a list (0,.5,.9,.99; --linear: also .8, .999)
+    repeats:int|None=None   # Samples of each large case; small ones get up to 20 times as many (9; --linear: 5)
+    device:str='cpu'        # Where: cpu or cuda
+    threads:int|None=None   # Threads of the CPU (as many as PyTorch takes by itself)
+    seed:int=0              # Seed of logits and targets
+    no_compile:bool=False   # Leave torch.compile out
+    quick:bool=False        # Two small sizes, few samples, nothing compiled: some seconds, and no judgement
+    out:str|None=None       # Write the measurements to this JSON file
+    plot:str|None=None      # Draw them into this .png, .svg or .pdf
+    force:bool=False        # Overwrite these files
 
 # %% ../../nbs/53_benchmark.measure.ipynb #f779a790
 FULL = dict(sizes='64x80,512x9605,128x50000', dtypes='float32,bfloat16', easy='0,.5,.9,.99', repeats=9)
@@ -114,7 +114,7 @@ def check_writable(options, name):
 
 def check_values(options, easy):
     "Refuse a value that cannot be meant; easy are the shares as numbers"
-    needs = partial(check, vars(options))
+    needs = partial(check, options)
     needs('task', lambda task: task in TASKS, 'multi, single or both')
     needs('easy', lambda _: all(0 <= share <= 1 for share in easy), 'shares from 0 to 1')
     for name in ('repeats', 'threads', 'features'): needs(name, lambda number: number >= 1, '1 or more')
@@ -216,11 +216,11 @@ def measure_all(options, plan, groups, record):
                 if options.out: save_record(options.out, record)
 
 # %% ../../nbs/53_benchmark.measure.ipynb #b0dcd18b
-def command_line(options, defaults) -> str:
+def command_line(options) -> str:
     "The command that asks for this: the options that are not as they are by default"
     words = ['asl_bench']
     for name, value in asdict(options).items():
-        if value != defaults[name]: words.append(f'--{name}' if value is True else f'--{name} {value}')
+        if value != getattr(Options, name): words.append(f'--{name}' if value is True else f'--{name} {value}')
     return ' '.join(words)
 
 def too_large(options, plan) -> list[dict]:
@@ -230,9 +230,9 @@ def too_large(options, plan) -> list[dict]:
     return [dict(size=size, reason=reason) for size, reason in reasons if reason]
 
 # %% ../../nbs/53_benchmark.measure.ipynb #402cdd2f
-def run_benchmark(options:Options, defaults:dict[str, Any]) -> dict[str, Any]:
-    "Measure what the options ask for, given what they are by default; returns the record"
-    command = command_line(options, defaults)
+def run_benchmark(options:Options) -> dict[str, Any]:
+    "Measure what the options ask for; returns the record"
+    command = command_line(options)
     fill_in(options)
     plan = make_plan(options)
     if options.quick: options.no_compile = True

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from decimal import Decimal, localcontext
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,8 +103,8 @@ def _terms(z:Tensor, gamma_neg:float|Tensor, gamma_pos:float|Tensor, clip:float|
     return pos, neg
 
 # %% ../../nbs/22_ops.reference.ipynb #a5b6af16
-def reduce_loss(loss:Tensor, reduction:str, count:Tensor|None=None) -> Tensor:
-    "Reduce losses of entries, (..., C), or of samples; count is what 'mean' divides by (None: all)"
+def reduce_loss(loss:Any, reduction:str, count:Any=None) -> Any:
+    "Reduce losses of entries, (..., C), or of samples (or arrays of them); 'mean' divides by count (None: by all)"
     if reduction == 'none': return loss
     if reduction == 'sum': return loss.sum()
     if reduction == 'batchmean': return loss.sum(-1).mean()
