@@ -47,7 +47,7 @@ def _reduced(x):
     return n, (x - n*LOG_2_SHORT) + n*LOG_2_EXCESS
 
 @jit
-def _scaled(n, r):
+def _scaled_exp(n, r):
     "2**n * exp(r) for whole n <= 1 and |r| up to .35; zero where that is below the normal numbers"
     power_of_2 = ((n.to(tl.int32)+127)<<23).to(tl.float32, bitcast=True)
     return tl.where(n < -126., 0., power_of_2*_polynomial(EXP_COEFS, 8, r))
@@ -59,7 +59,7 @@ LOG_2 = tl.constexpr(.6931471805599453)
 @jit
 def _whole_power(n, x, WHOLE: tl.constexpr):
     "(2**n * x)**WHOLE for WHOLE from 0 to 16, by multiplication; 0**0 is 1"
-    factor = _scaled(tl.zeros_like(x) + n, 0.)*x
+    factor = _scaled_exp(tl.zeros_like(x) + n, 0.)*x
     out = tl.full(x.shape, 1., tl.float32)
     for i in tl.static_range(5):  # pyright: ignore[reportGeneralTypeIssues] - annotated as if empty
         if (WHOLE>>i) & 1: out *= factor
@@ -81,7 +81,7 @@ def _real_power(n, x, gamma):
     rest = ((k*short_gamma - whole) + k*(gamma-short_gamma))*LOG_2
     rest += gamma*(a*_polynomial(LOG_COEFS, 5, a*a))
     m, r = _reduced(rest)
-    return tl.where(x > 0, _scaled(whole+m, r), tl.where(gamma > 0, 0., 1.))
+    return tl.where(x > 0, _scaled_exp(whole+m, r), tl.where(gamma > 0, 0., 1.))
 
 @jit
 def _power(x, gamma, WHOLE: tl.constexpr, n=0):
@@ -94,7 +94,7 @@ def _power(x, gamma, WHOLE: tl.constexpr, n=0):
 def _sigmoids(z):
     "p, 1-p and log(1+exp(-|z|))"
     n, r = _reduced(-tl.abs(z))
-    e = _scaled(n, r)
+    e = _scaled_exp(n, r)
     larger = 1/(1+e)
     a = e/(2+e)                                                   # log(1+e) = 2 atanh(e/(2+e))
     log_s = a*_polynomial(LOG_COEFS, 5, a*a)
@@ -311,12 +311,12 @@ def _multi_label_backward(input:Tensor, target:Tensor, s:Settings, ignore_index:
     return gradient.view(input.shape)
 
 # %% ../../nbs/26_ops.gpu.ipynb #d314bc98
-def _keep(ctx, settings, *tensors:Tensor):
+def _save_with_settings(ctx, settings, *tensors:Tensor):
     "Keep tensors for backward, and settings: those that are tensors where autograd watches them, numbers beside"
     ctx.save_for_backward(*tensors, *[v for v in settings if isinstance(v, Tensor)])
     ctx.numbers = [None if isinstance(v, Tensor) else v for v in settings]
 
-def _kept(ctx) -> tuple[list[Tensor], list]:
+def _saved_with_settings(ctx) -> tuple[list[Tensor], list]:
     "The tensors and the settings"
     saved = list(ctx.saved_tensors)
     settings = [saved.pop() if v is None else v for v in reversed(ctx.numbers)]
@@ -337,13 +337,15 @@ class _MultiLabel(Function):
         if target.dtype != torch.bool:
             assert_on_device(invalid == 0, 'target: needs '+invalid_target(ignore_index))
         count = {'mean': known, 'batchmean': input.numel()//input.shape[-1]}.get(reduction, 1)
-        _keep(ctx, settings, input, target)
-        ctx.ignore_index, ctx.reduction, ctx.count = ignore_index, reduction, count
+        _save_with_settings(ctx, settings, input, target)
+        ctx.ignore_index = ignore_index
+        ctx.reduction = reduction
+        ctx.count = count
         return (total/count).float() if losses is None else losses
 
     @staticmethod
     def backward(ctx, output_gradient):
-        (input, target), settings = _kept(ctx)
+        (input, target), settings = _saved_with_settings(ctx)
         args = input, target, Settings(*settings), ctx.ignore_index
         if torch.is_grad_enabled():
             gradient = _reference_gradient(multi_label_reference, *args, ctx.reduction, output_gradient)
@@ -371,7 +373,7 @@ def _difference(z, largest):
     b = difference - z
     lost = (z-(difference-b)) - (largest+b)                       # what rounding took away
     exponent, r = _reduced(difference)
-    x = _scaled(tl.zeros_like(difference), r + tl.where(difference < LOWEST, 0., lost))
+    x = _scaled_exp(tl.zeros_like(difference), r + tl.where(difference < LOWEST, 0., lost))
     return difference, exponent, x
 
 @jit
@@ -414,7 +416,7 @@ def _largest_and_rest(rows, exists, C, input_c, ROWS: tl.constexpr, COLS: tl.con
         c, z = _read_classes(rows, exists, start, C, input_c, NO_LOGIT, COLS)
         largest, place = tl.max(z, 1, return_indices=True)
         _, exponent, x = _difference(z, tl.where(largest == NO_LOGIT, 0., largest)[:, None])
-        rest = tl.sum(tl.where(c == (start+place)[:, None], 0., _scaled(exponent, 0.)*x), 1)
+        rest = tl.sum(tl.where(c == (start+place)[:, None], 0., _scaled_exp(exponent, 0.)*x), 1)
         scale = tl.where(largest == NO_LOGIT, 0., tl.exp(-tl.abs(M-largest)))
         S = tl.where(largest > M, (S+1)*scale + rest, S + (rest+1)*scale)
         k = tl.where(largest > M, start+place, k)
@@ -542,7 +544,7 @@ def _walk_gradients(rows, gradient_rows, exists, counts, t, k, M, S, total, at_l
     for start in range(0, C, COLS):
         c, z = _read_classes(rows, exists, start, C, input_c, 0., COLS)
         difference, exponent, x = _difference(z, M)
-        p = _scaled(exponent, 0.)*x*norm
+        p = _scaled_exp(exponent, 0.)*x*norm
         a = tl.zeros((ROWS, COLS), tl.float32)
         if SMOOTH:
             gamma, weight_c = _gamma_and_weight(gamma_neg, 1, weight, table, c, C, c < C, PER_CLASS)
@@ -630,13 +632,15 @@ class _SingleLabel(Function):
         needs = f'class indices in [0, {input.shape[1]}), or ignore_index={ignore_index}'
         assert_on_device(invalid.sum() == 0, 'target: needs '+needs)
         count = weights.sum() if reduction == 'mean' else 1
-        _keep(ctx, settings, input, target, statistics)
-        ctx.ignore_index, ctx.reduction, ctx.count = ignore_index, reduction, count
+        _save_with_settings(ctx, settings, input, target, statistics)
+        ctx.ignore_index = ignore_index
+        ctx.reduction = reduction
+        ctx.count = count
         return (losses.view(target.shape) if reduction == 'none' else losses.sum()/count).float()
 
     @staticmethod
     def backward(ctx, output_gradient):
-        (input, target, statistics), settings = _kept(ctx)
+        (input, target, statistics), settings = _saved_with_settings(ctx)
         if torch.is_grad_enabled():
             gradient = _reference_gradient(single_label_reference, input, target, settings, ctx.ignore_index,
                 ctx.reduction, output_gradient)
