@@ -7,6 +7,7 @@ __all__ = ['multi_label', 'single_label']
 
 # %% ../../nbs/26_ops.gpu.ipynb #f6c80cec
 import math
+from typing import Any
 
 import torch, triton
 import triton.language as tl
@@ -19,331 +20,642 @@ from .reference import multi_label_reference, single_label_reference, split_logi
 from .torch_private import assert_on_device
 
 # %% ../../nbs/26_ops.gpu.ipynb #415f05c7
-_exp_coefs = tl.constexpr(tuple(1/math.factorial(i) for i in range(8)))
-_tanh_coefs, _log_coefs = tl.constexpr(TANH_SERIES), tl.constexpr(LOG_SERIES)
+jit: Any = triton.jit           # Any: by its annotations a constexpr is no number, and a launch has no num_warps
 
-@triton.jit
-def _series(coefs: tl.constexpr, count: tl.constexpr, x):
-    out = coefs[count-1]
-    for i in tl.static_range(2, count+1): out = coefs[count-i] + x*out
+EXP_COEFS = tl.constexpr(tuple(1/math.factorial(i) for i in range(8)))
+TANH_COEFS = tl.constexpr(TANH_SERIES)
+LOG_COEFS = tl.constexpr(LOG_SERIES)
+LOG2_E = tl.constexpr(1.4426950408889634)
+LOG_2_SHORT = tl.constexpr(.693359375)                            # has 9 bits: n*LOG_2_SHORT is exact
+LOG_2_EXCESS = tl.constexpr(2.12194440e-4)                        # LOG_2_SHORT - log 2
+LOWEST = tl.constexpr(-2e4)                                       # exp is zero long before, and n fits its bits
+
+@jit
+def _polynomial(COEFS: tl.constexpr, COUNT: tl.constexpr, x):
+    "COEFS[0] + COEFS[1]*x + ..., with COUNT coefficients"
+    out = COEFS[COUNT-1]
+    for i in tl.static_range(2, COUNT+1):  # pyright: ignore[reportGeneralTypeIssues] - annotated as if empty
+        out = COEFS[COUNT-i] + x*out
     return out
 
-@triton.jit
+# %% ../../nbs/26_ops.gpu.ipynb #4c323f05
+@jit
 def _reduced(x):
     "n and r of Eq. (1); nan stays nan"
-    x = tl.where(x < -2e4, -2e4, x)
-    n = tl.floor(x*1.4426950408889634 + .5)
-    return n, (x - n*.693359375) + n*2.12194440e-4
+    x = tl.where(x < LOWEST, LOWEST, x)
+    n = tl.floor(x*LOG2_E + .5)
+    return n, (x - n*LOG_2_SHORT) + n*LOG_2_EXCESS
 
-@triton.jit
-def _scaled(n, r):
+@jit
+def _scaled_exp(n, r):
     "2**n * exp(r) for whole n <= 1 and |r| up to .35; zero where that is below the normal numbers"
-    power = ((n.to(tl.int32)+127)<<23).to(tl.float32, bitcast=True)
-    return tl.where(n < -126., 0., power*_series(_exp_coefs, 8, r))
+    power_of_2 = ((n.to(tl.int32)+127)<<23).to(tl.float32, bitcast=True)
+    return tl.where(n < -126., 0., power_of_2*_polynomial(EXP_COEFS, 8, r))
 
 # %% ../../nbs/26_ops.gpu.ipynb #0c867a0f
-@triton.jit
-def _power(x, g, whole: tl.constexpr, n=0):
-    "(2**n * x)**whole by multiplication, or to the power g where whole is -1; 0**0 is 1"
-    if whole >= 0:
-        out, x = tl.full(x.shape, 1., tl.float32), _scaled(tl.zeros_like(x)+n, 0.)*x
-        for i in tl.static_range(5):
-            if (whole>>i)&1: out *= x
-            x *= x
-        return out
-    else:
-        bits, g = x.to(tl.int32, bitcast=True), tl.zeros_like(x) + g
-        k = (bits-0x3f3504f3)>>23                                 # floor(log2 x + 1/2)
-        f = (bits-(k<<23)).to(tl.float32, bitcast=True)
-        a, k = (f-1)/(f+1), k.to(tl.float32) + n
-        short = (g.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
-        n = tl.floor(k*short + .5)                                # k*short is exact
-        rest = ((k*short - n) + k*(g-short))*.6931471805599453 + g*(a*_series(_log_coefs, 5, a*a))
-        m, r = _reduced(rest)
-        return tl.where(x > 0, _scaled(n+m, r), tl.where(g > 0, 0., 1.))
+HALF_ROOT_BITS = tl.constexpr(0x3f3504f3)                         # those of sqrt(1/2) in float32
+LOG_2 = tl.constexpr(.6931471805599453)
+
+@jit
+def _whole_power(n, x, WHOLE: tl.constexpr):
+    "(2**n * x)**WHOLE for WHOLE from 0 to 16, by multiplication; 0**0 is 1"
+    factor = _scaled_exp(tl.zeros_like(x) + n, 0.)*x
+    out = tl.full(x.shape, 1., tl.float32)
+    for i in tl.static_range(5):  # pyright: ignore[reportGeneralTypeIssues] - annotated as if empty
+        if (WHOLE>>i) & 1: out *= factor
+        factor *= factor
+    return out
+
+# %% ../../nbs/26_ops.gpu.ipynb #4f981579
+@jit
+def _real_power(n, x, gamma):
+    "(2**n * x)**gamma for gamma >= 0; 0**0 is 1"
+    gamma = tl.zeros_like(x) + gamma
+    bits = x.to(tl.int32, bitcast=True)
+    k = (bits-HALF_ROOT_BITS)>>23                                 # floor(log2 x + 1/2)
+    f = (bits-(k<<23)).to(tl.float32, bitcast=True)
+    a = (f-1)/(f+1)
+    k = k.to(tl.float32) + n
+    short_gamma = (gamma.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+    whole = tl.floor(k*short_gamma + .5)                          # k*short_gamma is exact
+    rest = ((k*short_gamma - whole) + k*(gamma-short_gamma))*LOG_2
+    rest += gamma*(a*_polynomial(LOG_COEFS, 5, a*a))
+    m, r = _reduced(rest)
+    return tl.where(x > 0, _scaled_exp(whole+m, r), tl.where(gamma > 0, 0., 1.))
+
+@jit
+def _power(x, gamma, WHOLE: tl.constexpr, n=0):
+    "(2**n * x)**gamma; WHOLE is gamma if it is a constant of the kernel, and -1 otherwise"
+    if WHOLE >= 0: return _whole_power(n, x, WHOLE)
+    else: return _real_power(n, x, gamma)
 
 # %% ../../nbs/26_ops.gpu.ipynb #04a52b3e
-@triton.jit
-def _sides(z):
+@jit
+def _sigmoids(z):
     "p, 1-p and log(1+exp(-|z|))"
     n, r = _reduced(-tl.abs(z))
-    e = _scaled(n, r)
-    r, a = 1/(1+e), e/(2+e)                                       # log(1+e) = 2 atanh(e/(2+e))
-    return tl.where(z > 0, r, e*r), tl.where(z > 0, e*r, r), a*_series(_log_coefs, 5, a*a)
+    e = _scaled_exp(n, r)
+    larger = 1/(1+e)
+    a = e/(2+e)                                                   # log(1+e) = 2 atanh(e/(2+e))
+    log_s = a*_polynomial(LOG_COEFS, 5, a*a)
+    return tl.where(z > 0, larger, e*larger), tl.where(z > 0, e*larger, larger), log_s
 
-@triton.jit
-def _power_side(q, p, lp, g, whole: tl.constexpr, ceiling, detach: tl.constexpr):
-    "q**g * -log p, given lp = -log p, and its pull"
-    f, inside, lp = _power(q, g, whole), tl.where(lp <= ceiling, q, lp*0), tl.where(lp > ceiling, ceiling, lp)
-    return f*lp, f*inside if detach or whole == 0 else f*(inside + g*(p*lp))
+@jit
+def _focal_term(p, q, minus_log_p, gamma, WHOLE: tl.constexpr, ceiling, DETACH: tl.constexpr):
+    "q**gamma * -log p, and minus its derivative by the logit of p"
+    focus = _power(q, gamma, WHOLE)
+    slope = tl.where(minus_log_p <= ceiling, q, minus_log_p*0)    # nan stays nan
+    minus_log_p = tl.where(minus_log_p > ceiling, ceiling, minus_log_p)
+    if not DETACH and WHOLE != 0: slope += gamma*(p*minus_log_p)
+    return focus*minus_log_p, focus*slope
 
 # %% ../../nbs/26_ops.gpu.ipynb #91ef2e25
-@triton.jit
-def _shifted_side(z, p, q, log_s, g, whole: tl.constexpr, m, rest, hi, lo, ceiling, detach: tl.constexpr):
-    "p_m**g * -log(1-p_m) and its pull, for a margin m with rest = 1-m and the logit hi+lo"
-    d, u = (z-hi)-lo, q+m
+@jit
+def _shifted_probability(z, p, q, margin, margin_rest, margin_high, margin_low):
+    "How far z lies above the logit of the margin, zero below it, and p_m = max(p-margin, 0)"
+    d = (z-margin_high) - margin_low
     d = tl.where(d < 0, 0., d)
-    p_m = tl.where(d < 1.25, d*_series(_tanh_coefs, 6, d*d)*(p*rest + q*m), p*rest - q*m)
+    tanh = d*_polynomial(TANH_COEFS, 6, d*d)                      # tanh(d/2), exact for small d only
+    return d, tl.where(d < 1.25, tanh*(p*margin_rest + q*margin), p*margin_rest - q*margin)
+
+@jit
+def _shifted_term(z, p, q, log_s, gamma, WHOLE: tl.constexpr, margin, margin_rest, margin_high, margin_low,
+    ceiling, DETACH: tl.constexpr):
+    "p_m**gamma * -log(1-p_m), and its derivative by z"
+    d, p_m = _shifted_probability(z, p, q, margin, margin_rest, margin_high, margin_low)
+    focus = _power(p_m, gamma, WHOLE)
+    u = q + margin                                                # 1-p_m above the margin
     a = p_m/(2-p_m)
-    l = tl.where(p_m < .5, a*_series(_log_coefs, 5, a*a), -tl.log(tl.where(m > 0, u, 1.)))
-    l = tl.where(m > 0, l, tl.where(z < 0, 0., z)+log_s)
-    f, slope, l_eps = _power(p_m, g, whole), tl.where(m > 0, q/u, 1.), tl.where(l > ceiling, ceiling, l)
-    pull = tl.where(l <= ceiling, slope, l*0)
-    if not detach: pull += q*(g*(l_eps/tl.where(p_m > 0, p_m, 1.)))
-    return tl.where(d <= 0, 0., f*l_eps), tl.where(d <= 0, 0., p*(f*pull))
+    minus_log = tl.where(p_m < .5, a*_polynomial(LOG_COEFS, 5, a*a), -tl.log(tl.where(margin > 0, u, 1.)))
+    minus_log = tl.where(margin > 0, minus_log, tl.where(z < 0, 0., z) + log_s)
+    slope = tl.where(minus_log <= ceiling, tl.where(margin > 0, q/u, 1.), minus_log*0)
+    minus_log = tl.where(minus_log > ceiling, ceiling, minus_log)
+    if not DETACH: slope += q*(gamma*(minus_log/tl.where(p_m > 0, p_m, 1.)))
+    return tl.where(d <= 0, 0., focus*minus_log), tl.where(d <= 0, 0., p*(focus*slope))
 
 # %% ../../nbs/26_ops.gpu.ipynb #243550b9
-@triton.jit
-def _of(setting, table, i: tl.constexpr, c, C, mask, EACH: tl.constexpr):
-    "A setting: the number, or row i of the table for the classes c"
-    return tl.load(table + i*C + c, mask, 0.) if EACH else setting
+@jit
+def _read_tile(input, target, ignore_index, N, C, input_n, input_c, target_n, target_c,
+    IS_BOOL: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    "Rows (ROWS, 1) and classes (1, COLS) of this program; of each entry its logit, its target, if it exists and counts"
+    program = tl.program_id(0)
+    tiles_of_row = tl.cdiv(C, COLS)
+    n = (program//tiles_of_row).to(tl.int64)*ROWS + tl.arange(0, ROWS)[:, None]
+    c = (program%tiles_of_row).to(tl.int64)*COLS + tl.arange(0, COLS)[None, :]
+    exists = (n < N) & (c < C)
+    z = tl.load(input + n*input_n + c*input_c, exists, 0.).to(tl.float32)
+    y = tl.load(target + n*target_n + c*target_c, exists, 0).to(tl.float32)
+    counts = exists if IS_BOOL else exists & (y != ignore_index)
+    return n, c, z, y, exists, counts
+
+# %% ../../nbs/26_ops.gpu.ipynb #14e6aba6
+IGNORED_LOGIT = tl.constexpr(-1e4)                                # of an easy negative, below any margin
+
+@jit
+def _without_ignored(z, y, counts, smoothing):
+    "Logits and smoothed targets; an easy negative where an entry does not count"
+    return tl.where(counts, z, IGNORED_LOGIT), tl.where(counts, y*(1-smoothing) + smoothing/2, 0.)
+
+@jit
+def _any_active(z, y, margin_high, exists):
+    "Whether the tile has an entry that is not an easy negative; nan is not easy"
+    easy = (z < margin_high) & (y == 0)
+    return tl.max((exists & ~easy).to(tl.int32)) != 0
+
+# %% ../../nbs/26_ops.gpu.ipynb #cbc27465
+@jit
+def _of_classes(number, table, LINE: tl.constexpr, c, C, mask, PER_CLASS: tl.constexpr):
+    "A setting: the number, or what the line of the table has for the classes c"
+    return tl.load(table + LINE*C + c, mask, 0.) if PER_CLASS else number
+
+# %% ../../nbs/26_ops.gpu.ipynb #6febe4ff
+@jit
+def _loss_and_gradient(z, y, c, C, table, gamma_neg, gamma_pos, margin, margin_rest, margin_high, margin_low,
+    weight, pos_weight, ceiling, WHOLE_NEG: tl.constexpr, WHOLE_POS: tl.constexpr, HAS_MARGIN: tl.constexpr,
+    PER_CLASS: tl.constexpr, DETACH: tl.constexpr):
+    "Loss of each entry and its derivative by z. Of the settings, margin_high is that of the classes c already"
+    gamma_neg = _of_classes(gamma_neg, table, 0, c, C, c < C, PER_CLASS)
+    gamma_pos = _of_classes(gamma_pos, table, 1, c, C, c < C, PER_CLASS)
+    weight = _of_classes(weight, table, 6, c, C, c < C, PER_CLASS)
+    pos_weight = _of_classes(pos_weight, table, 7, c, C, c < C, PER_CLASS)
+    p, q, log_s = _sigmoids(z)
+    minus_log_p = log_s + tl.where(z > 0, 0., -z)
+    pos, pos_gradient = _focal_term(p, q, minus_log_p, gamma_pos, WHOLE_POS, ceiling, DETACH)
+    if HAS_MARGIN:
+        margin = _of_classes(margin, table, 2, c, C, c < C, PER_CLASS)
+        margin_rest = _of_classes(margin_rest, table, 3, c, C, c < C, PER_CLASS)
+        margin_low = _of_classes(margin_low, table, 5, c, C, c < C, PER_CLASS)
+        neg, neg_gradient = _shifted_term(z, p, q, log_s, gamma_neg, WHOLE_NEG, margin, margin_rest,
+            margin_high, margin_low, ceiling, DETACH)
+    else:
+        minus_log_q = log_s + tl.where(z < 0, 0., z)
+        neg, neg_gradient = _focal_term(q, p, minus_log_q, gamma_neg, WHOLE_NEG, ceiling, DETACH)
+    loss = weight*(pos_weight*y*pos + (1-y)*neg)
+    return loss, weight*((1-y)*neg_gradient - pos_weight*y*pos_gradient)
 
 # %% ../../nbs/26_ops.gpu.ipynb #47786202
-@triton.jit
-def _entries(input, target, grad, out, sums, table, gamma_neg, gamma_pos, m, rest, hi, lo, weight, pos_weight, ceiling,
-    smoothing, ignore, N, C, in_n, in_c, t_n, t_c, g_n, g_c, out_n, out_c, NEG: tl.constexpr, POS: tl.constexpr,
-    MARGIN: tl.constexpr, EACH: tl.constexpr, DETACH: tl.constexpr, VALUES: tl.constexpr, BACKWARD: tl.constexpr,
-    STORE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
-    "Loss or gradient of one tile of multi-label entries"
-    pid, blocks = tl.program_id(0), tl.cdiv(C, COLS)
-    n = (pid//blocks).to(tl.int64)*ROWS + tl.arange(0, ROWS)[:, None]
-    c = (pid%blocks).to(tl.int64)*COLS + tl.arange(0, COLS)[None, :]
-    inside = (n < N) & (c < C)
-    z = tl.load(input + n*in_n + c*in_c, inside, 0.).to(tl.float32)
-    y = tl.load(target + n*t_n + c*t_c, inside, 0).to(tl.float32)
-    known = inside & (y != ignore) if VALUES else inside
-    bad = known & ~((y >= 0) & (y <= 1))
-    z, y = tl.where(known, z, -1e4), tl.where(known, y*(1-smoothing) + smoothing/2, 0.)
-    m_c, hi_c = _of(m, table, 2, c, C, c < C, EACH), _of(hi, table, 4, c, C, c < C, EACH)
-    easy = (z < hi_c) & (y == 0)                                  # nan is not easy
-    result = tl.zeros((ROWS, COLS), tl.float32)
-    if tl.max((inside & ~easy).to(tl.int32)) > 0:
-        g, g_pos = _of(gamma_neg, table, 0, c, C, c < C, EACH), _of(gamma_pos, table, 1, c, C, c < C, EACH)
-        w, w_pos = _of(weight, table, 6, c, C, c < C, EACH), _of(pos_weight, table, 7, c, C, c < C, EACH)
-        p, q, log_s = _sides(z)
-        pos, G_pos = _power_side(q, p, log_s+tl.where(z > 0, 0., -z), g_pos, POS, ceiling, DETACH)
-        if MARGIN:
-            r, lo_c = _of(rest, table, 3, c, C, c < C, EACH), _of(lo, table, 5, c, C, c < C, EACH)
-            neg, G_neg = _shifted_side(z, p, q, log_s, g, NEG, m_c, r, hi_c, lo_c, ceiling, DETACH)
-        else: neg, G_neg = _power_side(p, q, log_s+tl.where(z < 0, 0., z), g, NEG, ceiling, DETACH)
-        if BACKWARD: result = w*((1-y)*G_neg - w_pos*y*G_pos)
-        else: result = w*(w_pos*y*pos + (1-y)*neg)
-    if BACKWARD: result *= tl.load(grad + n*g_n + c*g_c, inside, 0.)
-    else:
-        tl.store(sums+3*pid+1, tl.sum(known.to(tl.float32)))
-        tl.store(sums+3*pid+2, tl.sum(bad.to(tl.float32)))
-    result = tl.where(known, result, 0.)
-    if STORE: tl.store(out + n*out_n + c*out_c, result.to(out.dtype.element_ty), inside)
-    else: tl.store(sums+3*pid, tl.sum(result))
+@jit
+def _multi_label_losses(input, target, losses, sums, table,
+    gamma_neg, gamma_pos, margin, margin_rest, margin_high, margin_low, weight, pos_weight, ceiling, smoothing,
+    ignore_index, N, C, input_n, input_c, target_n, target_c, losses_n, losses_c,
+    WHOLE_NEG: tl.constexpr, WHOLE_POS: tl.constexpr, HAS_MARGIN: tl.constexpr, PER_CLASS: tl.constexpr,
+    DETACH: tl.constexpr, IS_BOOL: tl.constexpr, STORE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    "Losses of a tile, or their sum; how many entries count, and how many targets are invalid"
+    n, c, z, y, exists, counts = _read_tile(input, target, ignore_index, N, C, input_n, input_c,
+        target_n, target_c, IS_BOOL, ROWS, COLS)
+    invalid = counts & ~((y >= 0) & (y <= 1))
+    z, y = _without_ignored(z, y, counts, smoothing)
+    margin_high = _of_classes(margin_high, table, 4, c, C, c < C, PER_CLASS)
+    loss = tl.zeros((ROWS, COLS), tl.float32)
+    if _any_active(z, y, margin_high, exists):
+        loss, _ = _loss_and_gradient(z, y, c, C, table, gamma_neg, gamma_pos, margin, margin_rest, margin_high,
+            margin_low, weight, pos_weight, ceiling, WHOLE_NEG, WHOLE_POS, HAS_MARGIN, PER_CLASS, DETACH)
+    loss = tl.where(counts, loss, 0.)
+    sums += 3*tl.program_id(0)
+    if STORE: tl.store(losses + n*losses_n + c*losses_c, loss, exists)
+    else: tl.store(sums, tl.sum(loss))
+    tl.store(sums+1, tl.sum(counts.to(tl.float32)))
+    tl.store(sums+2, tl.sum(invalid.to(tl.float32)))
+
+# %% ../../nbs/26_ops.gpu.ipynb #b1c10a77
+@jit
+def _multi_label_gradients(input, target, output_gradient, gradient, table,
+    gamma_neg, gamma_pos, margin, margin_rest, margin_high, margin_low, weight, pos_weight, ceiling, smoothing,
+    ignore_index, N, C, input_n, input_c, target_n, target_c, output_n, output_c, gradient_n, gradient_c,
+    WHOLE_NEG: tl.constexpr, WHOLE_POS: tl.constexpr, HAS_MARGIN: tl.constexpr, PER_CLASS: tl.constexpr,
+    DETACH: tl.constexpr, IS_BOOL: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    "Gradients of a tile"
+    n, c, z, y, exists, counts = _read_tile(input, target, ignore_index, N, C, input_n, input_c,
+        target_n, target_c, IS_BOOL, ROWS, COLS)
+    z, y = _without_ignored(z, y, counts, smoothing)
+    margin_high = _of_classes(margin_high, table, 4, c, C, c < C, PER_CLASS)
+    slope = tl.zeros((ROWS, COLS), tl.float32)
+    if _any_active(z, y, margin_high, exists):
+        _, slope = _loss_and_gradient(z, y, c, C, table, gamma_neg, gamma_pos, margin, margin_rest, margin_high,
+            margin_low, weight, pos_weight, ceiling, WHOLE_NEG, WHOLE_POS, HAS_MARGIN, PER_CLASS, DETACH)
+    slope *= tl.load(output_gradient + n*output_n + c*output_c, exists, 0.)
+    slope = tl.where(counts, slope, 0.).to(gradient.dtype.element_ty)
+    tl.store(gradient + n*gradient_n + c*gradient_c, slope, exists)
 
 # %% ../../nbs/26_ops.gpu.ipynb #2b9e5a93
-def _whole(v): return int(v) if not isinstance(v, Tensor) and v == int(v) and v <= 16 else -1
+def _whole_gamma(gamma:float|Tensor) -> int:
+    "A gamma that is to be a constant of the kernel, -1 if it is not a small whole number"
+    return int(gamma) if not isinstance(gamma, Tensor) and gamma == int(gamma) and gamma <= 16 else -1
 
-def _number(v): return 0. if isinstance(v, Tensor) else float(v)
+def _kernel_number(setting:float|Tensor) -> float:
+    "What a kernel gets for a setting; it does not look at it if there is a table"
+    return 0. if isinstance(setting, Tensor) else float(setting)
 
-def _table(C, device, *settings):
-    "One row a setting, one column a class; None if all are numbers"
+def _settings_table(settings, C:int, device:torch.device) -> Tensor|None:
+    "One line a setting, one column a class, (settings, C); None if all are numbers"
     if not any(isinstance(v, Tensor) for v in settings): return None
-    return torch.stack([v.reshape(-1).float().expand(C) if isinstance(v, Tensor) else torch.full((C,), v, device=device)
-        for v in settings])
+    lines = [v.reshape(-1).float().expand(C) if isinstance(v, Tensor) else torch.full((C,), v, device=device)
+        for v in settings]
+    return torch.stack(lines)
 
 # %% ../../nbs/26_ops.gpu.ipynb #717944dc
-def _run(input, target, s, ignore_index, keep, grad=None):
-    "A kernel for each tile: entries (None unless keep or backward) and the sums of forward"
-    C, (hi, lo) = input.shape[-1], split_logit(s.clip, torch.float32) if isinstance(s.clip, Tensor) or s.clip else (-math.inf, 0.)
-    settings = s.gamma_neg, s.gamma_pos, s.clip, 1-s.clip, hi, lo, s.weight, s.pos_weight
-    table = _table(C, input.device, *settings)
+TILE = 2048                    # entries of a program
+WARPS = 8                      # threads of a program, in groups of 32
+TILE_CLASSES = 64              # of a tile that has several rows
+
+def _margin_logit(clip:float|Tensor) -> tuple[float|Tensor, float|Tensor]:
+    "log(clip/(1-clip)) in two parts; no margin: no logit is below it"
+    if not isinstance(clip, Tensor) and clip == 0: return -math.inf, 0.
+    return split_logit(clip, torch.float32)
+
+def _multi_label_arguments(input:Tensor, target:Tensor, s:Settings, ignore_index:int
+    ) -> tuple[int, dict[str, Any]]:
+    "Programs, and arguments of both kernels by name; tensors as (N, C), or (1, N*C) where that makes no difference"
+    margin_high, margin_low = _margin_logit(s.clip)
+    settings = dict(gamma_neg=s.gamma_neg, gamma_pos=s.gamma_pos, margin=s.clip, margin_rest=1-s.clip,
+        margin_high=margin_high, margin_low=margin_low, weight=s.weight, pos_weight=s.pos_weight)
+    table = _settings_table(settings.values(), input.shape[-1], input.device)
     flat = table is None and input.is_contiguous() and target.is_contiguous()
-    z, t, g = (o if o is None else o.reshape((1, -1) if flat else (-1, C)) for o in (input, target, grad))
-    out = torch.empty_like(z, dtype=torch.float32 if g is None else z.dtype) if keep or g is not None else None
-    (N, C), strides = z.shape, [0 if o is None else i for o in (z, t, g, out) for i in ((0, 0) if o is None else o.stride())]
-    cols = 2048 if flat else min(64, triton.next_power_of_2(C))
-    rows = 2048//cols
-    programs = triton.cdiv(N, rows)*triton.cdiv(C, cols)
-    sums = torch.empty(programs, 3, device=z.device) if g is None else None
-    with torch.cuda.device_of(z):
-        _entries[programs,](z, t, g, out, sums, table, *map(_number, settings), -math.log(s.eps) if s.eps else math.inf,
-            float(s.smoothing), ignore_index, N, C, *strides, _whole(s.gamma_neg), _whole(s.gamma_pos), _whole(s.clip) != 0,
-            table is not None, bool(s.detach), t.dtype != torch.bool, g is not None, out is not None, rows, cols, num_warps=8)
-    return out if out is None else out.view(input.shape), sums
+    shape = (1, -1) if flat else (-1, input.shape[-1])
+    input = input.reshape(shape)
+    target = target.reshape(shape)
+    N, C = input.shape
+    cols = TILE if flat else min(TILE_CLASSES, triton.next_power_of_2(C))
+    rows = TILE//cols
+    numbers = {name: _kernel_number(v) for name, v in settings.items()}
+    arguments = dict(input=input, target=target, table=table, **numbers,
+        ceiling=-math.log(s.eps) if s.eps else math.inf, smoothing=float(s.smoothing), ignore_index=ignore_index,
+        N=N, C=C, input_n=input.stride(0), input_c=input.stride(1),
+        target_n=target.stride(0), target_c=target.stride(1),
+        WHOLE_NEG=_whole_gamma(s.gamma_neg), WHOLE_POS=_whole_gamma(s.gamma_pos),
+        HAS_MARGIN=isinstance(s.clip, Tensor) or s.clip != 0, PER_CLASS=table is not None, DETACH=bool(s.detach),
+        IS_BOOL=target.dtype == torch.bool, ROWS=rows, COLS=cols)
+    return triton.cdiv(N, rows)*triton.cdiv(C, cols), arguments
+
+# %% ../../nbs/26_ops.gpu.ipynb #02833b45
+def _multi_label_forward(input:Tensor, target:Tensor, s:Settings, ignore_index:int, keep:bool):
+    "Losses of all entries in float32, None unless they are to be kept, and the sums of each program, (programs, 3)"
+    programs, arguments = _multi_label_arguments(input, target, s, ignore_index)
+    losses = torch.empty_like(arguments['input'], dtype=torch.float32) if keep else None
+    losses_n, losses_c = (0, 0) if losses is None else losses.stride()
+    sums = torch.empty(programs, 3, device=input.device)
+    with torch.cuda.device_of(input):
+        _multi_label_losses[(programs,)](**arguments, losses=losses, losses_n=losses_n, losses_c=losses_c, sums=sums,
+            STORE=keep, num_warps=WARPS)
+    return losses if losses is None else losses.view(input.shape), sums
+
+def _multi_label_backward(input:Tensor, target:Tensor, s:Settings, ignore_index:int, output_gradient:Tensor):
+    "Gradient of each entry, given what comes back for its loss"
+    programs, arguments = _multi_label_arguments(input, target, s, ignore_index)
+    gradient = torch.empty_like(arguments['input'])
+    output_gradient = output_gradient.reshape(gradient.shape)
+    with torch.cuda.device_of(input):
+        _multi_label_gradients[(programs,)](**arguments, gradient=gradient,
+            gradient_n=gradient.stride(0), gradient_c=gradient.stride(1), output_gradient=output_gradient,
+            output_n=output_gradient.stride(0), output_c=output_gradient.stride(1), num_warps=WARPS)
+    return gradient.view(input.shape)
+
+# %% ../../nbs/26_ops.gpu.ipynb #d314bc98
+def _save_with_settings(ctx, settings, *tensors:Tensor):
+    "Keep tensors for backward, and settings: those that are tensors where autograd watches them, numbers beside"
+    ctx.save_for_backward(*tensors, *[v for v in settings if isinstance(v, Tensor)])
+    ctx.numbers = [None if isinstance(v, Tensor) else v for v in settings]
+
+def _saved_with_settings(ctx) -> tuple[list[Tensor], list]:
+    "The tensors and the settings"
+    saved = list(ctx.saved_tensors)
+    settings = [saved.pop() if v is None else v for v in reversed(ctx.numbers)]
+    return saved, settings[::-1]
+
+def _reference_gradient(reference, input, target, settings, ignore_index, reduction, output_gradient) -> Tensor:
+    "The gradient by the reference, with a graph of its own"
+    loss = reference(input, target, settings, ignore_index, reduction)
+    return torch.autograd.grad(loss, input, output_gradient, create_graph=True)[0]
 
 # %% ../../nbs/26_ops.gpu.ipynb #0cdf1bb6
 class _MultiLabel(Function):
+    "The multi-label loss by kernels"
     @staticmethod
-    def forward(ctx, input, target, ignore_index, reduction, *s):
-        out, sums = _run(input, target, Settings(*s), ignore_index, reduction == 'none')
-        loss, count, invalid = sums.sum(0, dtype=torch.float64)
-        if target.dtype != torch.bool: assert_on_device(invalid == 0, 'target: needs '+invalid_target(ignore_index))
-        count = {'mean': count, 'batchmean': input.numel()//input.shape[-1]}.get(reduction, 1)
-        ctx.save_for_backward(input, target, *[v for v in s if isinstance(v, Tensor)])
-        ctx.rest = ignore_index, reduction, count, [None if isinstance(v, Tensor) else v for v in s]
-        return (loss/count).float() if out is None else out
+    def forward(ctx, input, target, settings, ignore_index, reduction):
+        losses, sums = _multi_label_forward(input, target, settings, ignore_index, reduction == 'none')
+        total, known, invalid = sums.sum(0, dtype=torch.float64)
+        if target.dtype != torch.bool:
+            assert_on_device(invalid == 0, 'target: needs '+invalid_target(ignore_index))
+        count = {'mean': known, 'batchmean': input.numel()//input.shape[-1]}.get(reduction, 1)
+        _save_with_settings(ctx, settings, input, target)
+        ctx.ignore_index = ignore_index
+        ctx.reduction = reduction
+        ctx.count = count
+        return (total/count).float() if losses is None else losses
 
     @staticmethod
-    def backward(ctx, g):
-        (input, target, *tensors), (ignore_index, reduction, count, s) = ctx.saved_tensors, ctx.rest
-        s = Settings(*[tensors.pop(0) if v is None else v for v in s])
-        if torch.is_grad_enabled(): G = _again(multi_label_reference, input, target, s, ignore_index, reduction, g)
-        else: G = _run(input, target, s, ignore_index, True, (g/count).float().expand(input.shape))[0]
-        return G, *[None]*(3+len(s))
-
-def _again(reference, input, target, s, ignore_index, reduction, g):
-    "The gradient with a graph of its own"
-    return torch.autograd.grad(reference(input, target, s, ignore_index, reduction), input, g, create_graph=True)[0]
+    def backward(ctx, output_gradient):
+        (input, target), settings = _saved_with_settings(ctx)
+        args = input, target, Settings(*settings), ctx.ignore_index
+        if torch.is_grad_enabled():
+            gradient = _reference_gradient(multi_label_reference, *args, ctx.reduction, output_gradient)
+        else:
+            of_each = (output_gradient/ctx.count).float().expand(input.shape)
+            gradient = _multi_label_backward(*args, of_each)
+        return gradient, None, None, None, None
 
 # %% ../../nbs/26_ops.gpu.ipynb #04eef520
-def multi_label(input, target, settings, ignore_index, reduction):
-    "The loss by a kernel; arguments as `one_pass` takes them, input not empty"
-    return _MultiLabel.apply(input, target, ignore_index, reduction, *settings)
+def multi_label(
+    input:Tensor, # Logits, (..., C), on a GPU, in float32 or half precision; not empty
+    target:Tensor, # (..., C), in [0, 1] or `ignore_index`
+    settings:Settings, # As `asymmetric_loss_multi_label` has checked them
+    ignore_index:int, # Entries with this target do not count
+    reduction:str, # 'none', 'sum', 'mean' or 'batchmean'
+) -> Tensor: # Loss in float32, (..., C) for 'none', a scalar otherwise
+    "The multi-label loss by a kernel"
+    return _MultiLabel.apply(input, target, settings, ignore_index, reduction)
 
 # %% ../../nbs/26_ops.gpu.ipynb #0bfb4ca0
-@triton.jit
-def _below(z, top):
-    "z-top, and exp of the unrounded difference as 2**n * x"
-    s = z-top
-    b = s-z
-    n, r = _reduced(s)
-    return s, n, _scaled(tl.zeros_like(s), r + tl.where(s < -2e4, 0., (z-(s-b)) - (top+b)))
+@jit
+def _difference(z, largest):
+    "z-largest in float32, and exp of the unrounded difference as 2**exponent * x: (difference, exponent, x)"
+    difference = z - largest
+    b = difference - z
+    lost = (z-(difference-b)) - (largest+b)                       # what rounding took away
+    exponent, r = _reduced(difference)
+    x = _scaled_exp(tl.zeros_like(difference), r + tl.where(difference < LOWEST, 0., lost))
+    return difference, exponent, x
 
-@triton.jit
+@jit
 def _log1p(x):
+    "log(1+x) for x >= 0"
     u = 1+x
     return tl.log(u) + (x-(u-1))/u
 
-@triton.jit
-def _row(input, target, ignore, N, C, D, in_n, in_c, in_d, t_n, t_d, ROWS: tl.constexpr):
-    "This program's rows: their numbers, where they start, their targets, which count and which are invalid"
-    r = tl.program_id(0).to(tl.int64)*ROWS + tl.arange(0, ROWS)
-    n, d = r//D, r%D
-    t = tl.load(target + n*t_n + d*t_d, r < N, 0).to(tl.int64)
-    known = (r < N) & (t != ignore)
-    bad = known & ((t < 0) | (t >= C))
-    return r, n, d, tl.where(known & ~bad, t, 0), known, bad
+# %% ../../nbs/26_ops.gpu.ipynb #58f81d70
+@jit
+def _program_rows(row_count, D, ROWS: tl.constexpr):
+    "Of each row of this program its number, its sample, its place, and whether it exists; (ROWS,)"
+    row = tl.program_id(0).to(tl.int64)*ROWS + tl.arange(0, ROWS)
+    return row, row//D, row%D, row < row_count
 
-@triton.jit
-def _of_target(z_t, M, S, top):
-    "log p and log(1-p) of the target, which is the largest or not"
+@jit
+def _read_targets(pointers, exists, ignore_index, C):
+    "The target of each row (0 where there is none), whether it counts, and whether it is invalid; (ROWS,)"
+    t = tl.load(pointers, exists, 0).to(tl.int64)
+    counts = exists & (t != ignore_index)
+    invalid = counts & ((t < 0) | (t >= C))
+    return tl.where(counts & ~invalid, t, 0), counts, invalid
+
+# %% ../../nbs/26_ops.gpu.ipynb #e74ab68c
+NO_LOGIT = tl.constexpr(-float('inf'))                            # its exp is zero
+
+@jit
+def _read_classes(rows, exists, start, C, input_c, absent, COLS: tl.constexpr):
+    "COLS classes from start on, (1, COLS), and the logits that the rows have for them, (ROWS, COLS)"
+    c = start + tl.arange(0, COLS).to(tl.int64)[None, :]
+    return c, tl.load(rows[:, None] + c*input_c, exists[:, None] & (c < C), absent).to(tl.float32)
+
+@jit
+def _largest_and_rest(rows, exists, C, input_c, ROWS: tl.constexpr, COLS: tl.constexpr):
+    "M, k and S of Eq. (2) of the rows that begin at these pointers; (ROWS,), in float64 but for k"
+    M = tl.full((ROWS,), NO_LOGIT, tl.float64)
+    k = tl.zeros((ROWS,), tl.int64)
+    S = tl.zeros((ROWS,), tl.float64)
+    for start in range(0, C, COLS):
+        c, z = _read_classes(rows, exists, start, C, input_c, NO_LOGIT, COLS)
+        largest, place = tl.max(z, 1, return_indices=True)
+        _, exponent, x = _difference(z, tl.where(largest == NO_LOGIT, 0., largest)[:, None])
+        rest = tl.sum(tl.where(c == (start+place)[:, None], 0., _scaled_exp(exponent, 0.)*x), 1)
+        scale = tl.where(largest == NO_LOGIT, 0., tl.exp(-tl.abs(M-largest)))
+        S = tl.where(largest > M, (S+1)*scale + rest, S + (rest+1)*scale)
+        k = tl.where(largest > M, start+place, k)
+        M = tl.where(largest > M, largest, M)
+    return M, k, S + (M-M)                                        # S is nan for infinite logits, and for nan
+
+# %% ../../nbs/26_ops.gpu.ipynb #24b2cb99
+NOT_ZERO = tl.constexpr(1e-300)
+
+@jit
+def _log_p_of_target(z_t, M, S, is_largest):
+    "log p and log(1-p) of the target, by Eq. (2), whether it is the largest or not; (ROWS,), float64"
     log_norm = _log1p(S)
-    l = tl.where(top, 0., z_t-M) - log_norm
-    return l, tl.where(top, tl.log(tl.where(S > 0, S, 1e-300)) - log_norm, tl.log(1-tl.exp(tl.where(top, -1., l))))
+    log_p = tl.where(is_largest, 0., z_t-M) - log_norm
+    log_rest = tl.log(tl.where(S > 0, S, NOT_ZERO)) - log_norm
+    return log_p, tl.where(is_largest, log_rest, tl.log(1 - tl.exp(tl.where(is_largest, -1., log_p))))
+
+# %% ../../nbs/26_ops.gpu.ipynb #f653117b
+@jit
+def _gamma_and_weight(gamma, LINE: tl.constexpr, weight, table, c, C, mask, PER_CLASS: tl.constexpr):
+    "A gamma, which the table has in this line, and the weight, of the classes c"
+    return (_of_classes(gamma, table, LINE, c, C, mask, PER_CLASS),
+        _of_classes(weight, table, 2, c, C, mask, PER_CLASS))
+
+# %% ../../nbs/26_ops.gpu.ipynb #eab03779
+@jit
+def _sums_of_others(rows, exists, t, M, k, S, table, gamma_neg, weight, C, input_c,
+    WHOLE_NEG: tl.constexpr, PER_CLASS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    "Minus the losses of all classes but the target, and R of Eq. (3), summed over each row; (ROWS,), float64"
+    minus_losses = tl.zeros((ROWS,), tl.float64)
+    R = tl.zeros((ROWS,), tl.float64)
+    M = M.to(tl.float32)[:, None]
+    norm = (1/(1+S)).to(tl.float32)[:, None]
+    log_norm = _log1p(S).to(tl.float32)[:, None]
+    for start in range(0, C, COLS):
+        c, z = _read_classes(rows, exists, start, C, input_c, 0., COLS)
+        difference, exponent, x = _difference(z, M)
+        log_p = difference - log_norm
+        gamma, weight_c = _gamma_and_weight(gamma_neg, 1, weight, table, c, C, c < C, PER_CLASS)
+        f = weight_c*_power(x*norm, gamma, WHOLE_NEG, exponent)
+        other = (c < C) & (c != t[:, None])
+        minus_losses += tl.sum(tl.where(other, f*log_p, 0.), 1)
+        R += tl.sum(tl.where(other & (c != k[:, None]), f*(1+gamma*log_p), 0.), 1)
+    return minus_losses, R
+
+# %% ../../nbs/26_ops.gpu.ipynb #086c2ac5
+@jit
+def _keep_statistics(statistics, row_count, row, exists, M, k, S, R):
+    "Store what backward has to know of each row"
+    tl.store(statistics + row, M, exists)
+    tl.store(statistics + row_count + row, S, exists)
+    tl.store(statistics + row_count + row_count + row, R, exists)
+    tl.store(statistics + row_count + row_count + row_count + row, k.to(tl.float64), exists)
+
+@jit
+def _kept_statistics(statistics, row_count, row, exists):
+    "M, k, S and R again"
+    M = tl.load(statistics + row, exists, 0.)
+    S = tl.load(statistics + row_count + row, exists, 0.)
+    R = tl.load(statistics + row_count + row_count + row, exists, 0.)
+    k = tl.load(statistics + row_count + row_count + row_count + row, exists, 0.).to(tl.int64)
+    return M, k, S, R
 
 # %% ../../nbs/26_ops.gpu.ipynb #a80da71b
-@triton.jit
-def _row_losses(input, target, stats, losses, table, gamma_pos, gamma_neg, weight, target_share, share, ignore, N, C, D,
-    in_n, in_c, in_d, t_n, t_d, NEG: tl.constexpr, EACH: tl.constexpr, SMOOTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+@jit
+def _single_label_losses(input, target, statistics, losses, table, gamma_pos, gamma_neg, weight, target_share, share,
+    ignore_index, row_count, C, D, input_n, input_c, input_d, target_n, target_d, WHOLE_NEG: tl.constexpr,
+    PER_CLASS: tl.constexpr, SMOOTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     "Loss, weight and validity of each row, and what backward has to know of it"
-    r, n, d, t, known, bad = _row(input, target, ignore, N, C, D, in_n, in_c, in_d, t_n, t_d, ROWS)
-    row, inside = input + n*in_n + d*in_d, r < N
-    M, k = tl.full((ROWS,), -float('inf'), tl.float64), tl.zeros((ROWS,), tl.int64)
-    S, others, R = tl.zeros((ROWS,), tl.float64), tl.zeros((ROWS,), tl.float64), tl.zeros((ROWS,), tl.float64)
-    for start in range(0, C, COLS):
-        c = start + tl.arange(0, COLS).to(tl.int64)[None, :]
-        z = tl.load(row[:, None] + c*in_c, inside[:, None] & (c < C), -float('inf')).to(tl.float32)
-        top, j = tl.max(z, 1, return_indices=True)
-        _, e_n, e = _below(z, tl.where(top == -float('inf'), 0., top)[:, None])
-        s = tl.sum(tl.where(c == (start+j)[:, None], 0., _scaled(e_n, 0.)*e), 1)
-        scale = tl.where(top == -float('inf'), 0., tl.exp(-tl.abs(M-top)))
-        S = tl.where(top > M, (S+1)*scale + s, S + (s+1)*scale)
-        k, M = tl.where(top > M, start+j, k), tl.where(top > M, top, M)
-    S += M-M                                                      # nan for infinite logits, and for nan
-    z_t = tl.load(row + t*in_c, inside, 0.).to(tl.float64)
-    l, log_1m = _of_target(z_t, M, S, t == k)
-    w = _of(weight, table, 2, t, C, inside, EACH)
-    loss = target_share*w*tl.exp(_of(gamma_pos, table, 0, t, C, inside, EACH)*log_1m)*-l
+    row, n, d, exists = _program_rows(row_count, D, ROWS)
+    t, counts, invalid = _read_targets(target + n*target_n + d*target_d, exists, ignore_index, C)
+    rows = input + n*input_n + d*input_d
+    M, k, S = _largest_and_rest(rows, exists, C, input_c, ROWS, COLS)
+    z_t = tl.load(rows + t*input_c, exists, 0.).to(tl.float64)
+    log_p, log_q = _log_p_of_target(z_t, M, S, t == k)
+    weight_t = _of_classes(weight, table, 2, t, C, exists, PER_CLASS)
+    focus = tl.exp(_of_classes(gamma_pos, table, 0, t, C, exists, PER_CLASS)*log_q)
+    loss = target_share*weight_t*focus*-log_p
+    R = tl.zeros((ROWS,), tl.float64)
     if SMOOTH:
-        M32, norm, log_norm = M.to(tl.float32)[:, None], (1/(1+S)).to(tl.float32)[:, None], _log1p(S).to(tl.float32)[:, None]
-        for start in range(0, C, COLS):
-            c = start + tl.arange(0, COLS).to(tl.int64)[None, :]
-            z = tl.load(row[:, None] + c*in_c, inside[:, None] & (c < C), 0.).to(tl.float32)
-            s, e_n, e = _below(z, M32)
-            g, l_c = _of(gamma_neg, table, 1, c, C, c < C, EACH), s-log_norm
-            f, use = _of(weight, table, 2, c, C, c < C, EACH)*_power(e*norm, g, NEG, e_n), (c < C) & (c != t[:, None])
-            others += tl.sum(tl.where(use, f*l_c, 0.), 1)
-            R += tl.sum(tl.where(use & (c != k[:, None]), f*(1+g*l_c), 0.), 1)
-        loss -= share*others
-    tl.store(stats + r, M, inside)
-    tl.store(stats+N + r, S, inside)
-    tl.store(stats+N+N + r, R, inside)
-    tl.store(stats+N+N+N + r, k.to(tl.float64), inside)
-    tl.store(losses + r, tl.where(known, loss, 0.), inside)
-    tl.store(losses+N + r, tl.where(known, w, 0.).to(tl.float64), inside)
-    tl.store(losses+N+N + r, bad.to(tl.float64), inside)
+        minus_losses, R = _sums_of_others(rows, exists, t, M, k, S, table, gamma_neg, weight, C, input_c,
+            WHOLE_NEG, PER_CLASS, ROWS, COLS)
+        loss -= share*minus_losses
+    _keep_statistics(statistics, row_count, row, exists, M, k, S, R)
+    tl.store(losses + row, tl.where(counts, loss, 0.), exists)
+    tl.store(losses + row_count + row, tl.where(counts, weight_t, 0.).to(tl.float64), exists)
+    tl.store(losses + row_count + row_count + row, invalid.to(tl.float64), exists)
+
+# %% ../../nbs/26_ops.gpu.ipynb #26a1ac44
+@jit
+def _slopes(log_p, log_q, S, is_largest, gamma_t, weight_t, gamma_k, weight_k, target_share, share,
+    SMOOTH: tl.constexpr):
+    "a of Eq. (4) of the target and of the largest class; (ROWS,), float64"
+    a_t = -target_share*weight_t*tl.exp(gamma_t*log_q)*(1 - gamma_t*log_p*tl.exp(log_p-log_q))
+    if SMOOTH:
+        log_norm = _log1p(S)                                      # minus log p of the largest
+        a_k = -share*weight_k*tl.exp(-gamma_k*log_norm)*(1-gamma_k*log_norm)
+        return a_t, tl.where(is_largest, a_t, a_k)
+    else:
+        return a_t, tl.where(is_largest, a_t, 0.)
+
+@jit
+def _gradient_parts(a_t, a_k, a_others, log_p, log_q, S, is_largest):
+    "The sum of a, and the gradients at the largest class, by Eq. (4), and at the target; (ROWS,), float64"
+    p_k = 1/(1+S)
+    a_t_once = tl.where(is_largest, 0., a_t)
+    a_k_once = tl.where(is_largest, 0., a_k)
+    total = a_t_once + a_k - a_others
+    at_largest = a_k*S*p_k - p_k*(a_t_once - a_others)
+    at_target = a_t*tl.exp(log_q) - tl.exp(log_p)*(a_k_once - a_others)
+    return total, at_largest, at_target
+
+# %% ../../nbs/26_ops.gpu.ipynb #f2c259db
+@jit
+def _walk_gradients(rows, gradient_rows, exists, counts, t, k, M, S, total, at_largest, at_target, scale,
+    table, gamma_neg, weight, share, C, input_c, gradient_c,
+    WHOLE_NEG: tl.constexpr, PER_CLASS: tl.constexpr, SMOOTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    "Store a_c - p_c * total, times scale, along the rows; what was computed for the target and the largest class there"
+    M = M.to(tl.float32)[:, None]
+    norm = (1/(1+S)).to(tl.float32)[:, None]
+    log_norm = _log1p(S).to(tl.float32)[:, None]
+    total = total.to(tl.float32)[:, None]
+    at_largest = at_largest.to(tl.float32)[:, None]
+    at_target = at_target.to(tl.float32)[:, None]
+    for start in range(0, C, COLS):
+        c, z = _read_classes(rows, exists, start, C, input_c, 0., COLS)
+        difference, exponent, x = _difference(z, M)
+        p = _scaled_exp(exponent, 0.)*x*norm
+        a = tl.zeros((ROWS, COLS), tl.float32)
+        if SMOOTH:
+            gamma, weight_c = _gamma_and_weight(gamma_neg, 1, weight, table, c, C, c < C, PER_CLASS)
+            log_p = difference - log_norm
+            a = -share*weight_c*_power(x*norm, gamma, WHOLE_NEG, exponent)*(1 + gamma*log_p)
+        slope = tl.where(c == k[:, None], at_largest, a - p*total)
+        slope = tl.where(c == t[:, None], at_target, slope)
+        slope = tl.where(counts[:, None], slope*scale[:, None], 0.).to(gradient_rows.dtype.element_ty)
+        tl.store(gradient_rows[:, None] + c*gradient_c, slope, exists[:, None] & (c < C))
 
 # %% ../../nbs/26_ops.gpu.ipynb #44771f54
-@triton.jit
-def _row_gradients(input, target, stats, grad, out, table, gamma_pos, gamma_neg, weight, target_share, share, ignore, N, C, D,
-    in_n, in_c, in_d, t_n, t_d, out_n, out_c, out_d, g_n, g_d, NEG: tl.constexpr, EACH: tl.constexpr, SMOOTH: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr):
-    r, n, d, t, known, bad = _row(input, target, ignore, N, C, D, in_n, in_c, in_d, t_n, t_d, ROWS)
-    row, inside = input + n*in_n + d*in_d, r < N
-    M, S, R = tl.load(stats + r, inside, 0.), tl.load(stats+N + r, inside, 0.), tl.load(stats+N+N + r, inside, 0.)
-    k = tl.load(stats+N+N+N + r, inside, 0.).to(tl.int64)
-    l, log_1m = _of_target(tl.load(row + t*in_c, inside, 0.).to(tl.float64), M, S, t == k)
-    g_t, w_t = _of(gamma_pos, table, 0, t, C, inside, EACH), _of(weight, table, 2, t, C, inside, EACH)
-    a_t = -target_share*w_t*tl.exp(g_t*log_1m)*(1 - g_t*l*tl.exp(l-log_1m))
-    a_k, log_norm, p_k = tl.where(t == k, a_t, 0.), _log1p(S), 1/(1+S)
-    if SMOOTH:
-        g_k, w_k = _of(gamma_neg, table, 1, k, C, inside, EACH), _of(weight, table, 2, k, C, inside, EACH)
-        a_k = tl.where(t == k, a_t, -share*w_k*tl.exp(-g_k*log_norm)*(1-g_k*log_norm))
-    top, total = t == k, tl.where(t == k, 0., a_t) + a_k - share*R
-    G_k = (a_k*S*p_k - p_k*(tl.where(top, 0., a_t) - share*R)).to(tl.float32)[:, None]
-    G_t = (a_t*tl.exp(log_1m) - tl.exp(l)*(tl.where(top, 0., a_k) - share*R)).to(tl.float32)[:, None]
-    M, norm, log_norm = M.to(tl.float32)[:, None], p_k.to(tl.float32)[:, None], log_norm.to(tl.float32)[:, None]
-    total = total.to(tl.float32)[:, None]
-    scale = tl.load(grad + n*g_n + d*g_d, inside, 0.)[:, None]
-    for start in range(0, C, COLS):
-        c = start + tl.arange(0, COLS).to(tl.int64)[None, :]
-        z = tl.load(row[:, None] + c*in_c, inside[:, None] & (c < C), 0.).to(tl.float32)
-        s, e_n, e = _below(z, M)
-        a, p = tl.zeros((ROWS, COLS), tl.float32), _scaled(e_n, 0.)*e*norm
-        if SMOOTH:
-            g, w = _of(gamma_neg, table, 1, c, C, c < C, EACH), _of(weight, table, 2, c, C, c < C, EACH)
-            a = -share*w*_power(e*norm, g, NEG, e_n)*(1+g*(s-log_norm))
-        G = tl.where(c == t[:, None], G_t, tl.where(c == k[:, None], G_k, a - p*total))
-        G = tl.where(known[:, None], G*scale, 0.).to(out.dtype.element_ty)
-        tl.store((out + n*out_n + d*out_d)[:, None] + c*out_c, G, inside[:, None] & (c < C))
+@jit
+def _single_label_gradients(input, target, statistics, output_gradient, gradient, table, gamma_pos, gamma_neg, weight,
+    target_share, share, ignore_index, row_count, C, D, input_n, input_c, input_d, target_n, target_d,
+    output_n, output_d, gradient_n, gradient_c, gradient_d, WHOLE_NEG: tl.constexpr,
+    PER_CLASS: tl.constexpr, SMOOTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    "Gradients of each row"
+    row, n, d, exists = _program_rows(row_count, D, ROWS)
+    t, counts, _ = _read_targets(target + n*target_n + d*target_d, exists, ignore_index, C)
+    rows = input + n*input_n + d*input_d
+    M, k, S, R = _kept_statistics(statistics, row_count, row, exists)
+    z_t = tl.load(rows + t*input_c, exists, 0.).to(tl.float64)
+    log_p, log_q = _log_p_of_target(z_t, M, S, t == k)
+    gamma_t, weight_t = _gamma_and_weight(gamma_pos, 0, weight, table, t, C, exists, PER_CLASS)
+    gamma_k, weight_k = _gamma_and_weight(gamma_neg, 1, weight, table, k, C, exists, PER_CLASS)
+    a_t, a_k = _slopes(log_p, log_q, S, t == k, gamma_t, weight_t, gamma_k, weight_k, target_share, share, SMOOTH)
+    total, at_largest, at_target = _gradient_parts(a_t, a_k, share*R, log_p, log_q, S, t == k)
+    scale = tl.load(output_gradient + n*output_n + d*output_d, exists, 0.)
+    _walk_gradients(rows, gradient + n*gradient_n + d*gradient_d, exists, counts, t, k, M, S, total, at_largest,
+        at_target, scale, table, gamma_neg, weight, share, C, input_c, gradient_c,
+        WHOLE_NEG, PER_CLASS, SMOOTH, ROWS, COLS)
 
 # %% ../../nbs/26_ops.gpu.ipynb #b347f720
-def _row_args(input, target, settings, ignore_index):
-    "Views (N, C, D) and (N, D), arguments and constants that both kernels take"
+STEP_CLASSES = 1024            # of a step, where they lie side by side
+STEP_CLASSES_STRIDED = 16      # where they do not
+
+def _single_label_arguments(input:Tensor, target:Tensor, settings:tuple, ignore_index:int
+    ) -> tuple[int, dict[str, Any]]:
+    "Programs, and arguments of both kernels by name; logits as (N, C, D), targets as (N, D)"
     N, C = input.shape[:2]
-    (gamma_pos, gamma_neg, eps, weight), z, t = settings, input.reshape(N, C, -1), target.reshape(N, -1)
-    table = _table(C, z.device, gamma_pos, gamma_neg, weight)
-    cols = min(1024 if z.stride(1) == 1 else 16, triton.next_power_of_2(C))
-    args = (table, *map(_number, (gamma_pos, gamma_neg, weight)), 1-eps+eps/C, eps/C, ignore_index, t.numel(), C, z.shape[2],
-        *z.stride(), *t.stride())
-    return z, t, args, (_whole(gamma_neg), table is not None, eps > 0, 2048//cols, cols)
+    gamma_pos, gamma_neg, eps, weight = settings
+    input = input.reshape(N, C, -1)
+    target = target.reshape(N, -1)
+    table = _settings_table((gamma_pos, gamma_neg, weight), C, input.device)
+    most = STEP_CLASSES if input.stride(1) == 1 else STEP_CLASSES_STRIDED
+    cols = min(most, triton.next_power_of_2(C))
+    rows = TILE//cols
+    arguments = dict(input=input, target=target, table=table, gamma_pos=_kernel_number(gamma_pos),
+        gamma_neg=_kernel_number(gamma_neg), weight=_kernel_number(weight), target_share=1-eps+eps/C, share=eps/C,
+        ignore_index=ignore_index, row_count=target.numel(), C=C, D=input.shape[2],
+        input_n=input.stride(0), input_c=input.stride(1), input_d=input.stride(2),
+        target_n=target.stride(0), target_d=target.stride(1),
+        WHOLE_NEG=_whole_gamma(gamma_neg), PER_CLASS=table is not None, SMOOTH=eps > 0, ROWS=rows, COLS=cols)
+    return triton.cdiv(target.numel(), rows), arguments
+
+# %% ../../nbs/26_ops.gpu.ipynb #60c0007f
+def _single_label_forward(input:Tensor, target:Tensor, settings:tuple, ignore_index:int) -> tuple[Tensor, Tensor]:
+    "What backward has to know of the N*D rows, (4, N*D); and their losses, weights and invalid targets, (3, N*D)"
+    programs, arguments = _single_label_arguments(input, target, settings, ignore_index)
+    statistics = torch.empty(4, target.numel(), dtype=torch.float64, device=input.device)
+    losses = torch.empty(3, target.numel(), dtype=torch.float64, device=input.device)
+    with torch.cuda.device_of(input):
+        _single_label_losses[(programs,)](**arguments, statistics=statistics, losses=losses,
+            num_warps=WARPS)
+    return statistics, losses
+
+def _single_label_backward(input, target, statistics, settings, ignore_index, output_gradient) -> Tensor:
+    "Gradient of each logit, given what comes back for the loss of each row"
+    programs, arguments = _single_label_arguments(input, target, settings, ignore_index)
+    gradient = torch.empty_like(arguments['input'])
+    output_gradient = output_gradient.reshape(arguments['target'].shape)
+    with torch.cuda.device_of(input):
+        _single_label_gradients[(programs,)](**arguments, statistics=statistics,
+            gradient=gradient, gradient_n=gradient.stride(0), gradient_c=gradient.stride(1),
+            gradient_d=gradient.stride(2), output_gradient=output_gradient,
+            output_n=output_gradient.stride(0), output_d=output_gradient.stride(1), num_warps=WARPS)
+    return gradient.view(input.shape)
 
 # %% ../../nbs/26_ops.gpu.ipynb #889bbe21
 class _SingleLabel(Function):
+    "The single-label loss by kernels"
     @staticmethod
-    def forward(ctx, input, target, ignore_index, reduction, *s):
-        z, t, args, constants = _row_args(input, target, s, ignore_index)
-        stats, losses = (torch.empty(k, t.numel(), dtype=torch.float64, device=z.device) for k in (4, 3))
-        with torch.cuda.device_of(z):
-            _row_losses[triton.cdiv(t.numel(), constants[-2]),](z, t, stats, losses, *args, *constants, num_warps=8)
-        needs = f'class indices in [0, {z.shape[1]}), or ignore_index={ignore_index}'
-        assert_on_device(losses[2].sum() == 0, 'target: needs '+needs)
-        count = losses[1].sum() if reduction == 'mean' else 1
-        ctx.save_for_backward(input, target, stats, *[v for v in s if isinstance(v, Tensor)])
-        ctx.rest = ignore_index, reduction, count, [None if isinstance(v, Tensor) else v for v in s]
-        return (losses[0].view(target.shape) if reduction == 'none' else losses[0].sum()/count).float()
+    def forward(ctx, input, target, settings, ignore_index, reduction):
+        statistics, (losses, weights, invalid) = _single_label_forward(input, target, settings, ignore_index)
+        needs = f'class indices in [0, {input.shape[1]}), or ignore_index={ignore_index}'
+        assert_on_device(invalid.sum() == 0, 'target: needs '+needs)
+        count = weights.sum() if reduction == 'mean' else 1
+        _save_with_settings(ctx, settings, input, target, statistics)
+        ctx.ignore_index = ignore_index
+        ctx.reduction = reduction
+        ctx.count = count
+        return (losses.view(target.shape) if reduction == 'none' else losses.sum()/count).float()
 
     @staticmethod
-    def backward(ctx, g):
-        (input, target, stats, *tensors), (ignore_index, reduction, count, s) = ctx.saved_tensors, ctx.rest
-        s = [tensors.pop(0) if v is None else v for v in s]
-        if torch.is_grad_enabled(): G = _again(single_label_reference, input, target, s, ignore_index, reduction, g)
+    def backward(ctx, output_gradient):
+        (input, target, statistics), settings = _saved_with_settings(ctx)
+        if torch.is_grad_enabled():
+            gradient = _reference_gradient(single_label_reference, input, target, settings, ctx.ignore_index,
+                ctx.reduction, output_gradient)
         else:
-            z, t, args, constants = _row_args(input, target, s, ignore_index)
-            g, G = (g/count).float().expand(target.shape).reshape(t.shape), torch.empty_like(z)
-            with torch.cuda.device_of(z):
-                _row_gradients[triton.cdiv(t.numel(), constants[-2]),](z, t, stats, g, G, *args, *G.stride(), *g.stride(),
-                    *constants, num_warps=8)
-            G = G.view(input.shape)
-        return G, *[None]*(3+len(s))
+            of_each = (output_gradient/ctx.count).float().expand(target.shape)
+            gradient = _single_label_backward(input, target, statistics, settings, ctx.ignore_index, of_each)
+        return gradient, None, None, None, None
 
 # %% ../../nbs/26_ops.gpu.ipynb #df54d4d3
-def single_label(input, target, settings, ignore_index, reduction):
-    "The single-label loss by a kernel; arguments as `by_rows` takes them, input not empty"
-    return _SingleLabel.apply(input, target, ignore_index, reduction, *settings)
+def single_label(
+    input:Tensor, # Logits, (N, C, ...), on a GPU, in float32 or half precision; not empty
+    target:Tensor, # Class indices or `ignore_index`, (N, ...)
+    settings:tuple, # gamma_pos, gamma_neg, eps, weight, as `asymmetric_loss_single_label` has checked them
+    ignore_index:int, # Rows with this target do not count
+    reduction:str, # 'none', 'sum' or 'mean'
+) -> Tensor: # Loss in float32, (N, ...) for 'none', a scalar otherwise
+    "The single-label loss by a kernel"
+    return _SingleLabel.apply(input, target, settings, ignore_index, reduction)
