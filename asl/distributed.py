@@ -24,8 +24,9 @@ from .linear import (BUDGET, NO_NONE, LinearAsymmetricLoss, check_k, check_targe
 from .loss import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel
 from asl.ops.checks import (at_least_float32, check_arguments, check_setting, highest_precision, known_classes,
     raise_where)
+from .ops.common import of_classes, per_class
 from .ops.reference import reduce_loss, softplus
-from .ops.tiles import listed_entries, of_classes, per_class
+from .ops.tiles import listed_entries
 from .ops.torch_private import not_compiled, stored_entries
 from .posterior import posterior
 
@@ -301,18 +302,14 @@ def _log_softmax_of_own(z, mesh):
     return torch.where(is_k, log_p_k, z-z_k+log_p_k), is_k, -softplus(z_k-rest)
 
 # %% ../nbs/05_distributed.ipynb #bf3bb505
-def _at_target(value, target):
-    "Of a setting with one value per class, shaped as check_setting does, that of each target's class"
-    return value.view(-1)[target] if per_class(value) else value
-
-def _target_term(log_p, is_k, log_rest, place, target, C, settings):
+def _own_target_term(log_p, is_k, log_rest, place, target, C, settings):
     "The term of the target, (N, 1, ...), where own class `place` is that"
     gamma_pos, _, eps, weight = settings
     log_p_t = log_p.gather(1, place)
     is_certain = is_k.gather(1, place)
     log_1m = torch.where(is_certain, log_rest, torch.log1p(-torch.exp(torch.where(is_certain, -1., log_p_t))))
-    share = (1-eps+eps/C)*_at_target(weight, target)
-    return share*torch.exp(_at_target(gamma_pos, target)*log_1m)*-log_p_t
+    share = (1-eps+eps/C)*of_classes(weight, target)
+    return share*torch.exp(of_classes(gamma_pos, target)*log_1m)*-log_p_t
 
 def _own_share(logits, target, own, C, mesh, settings):
     "What own classes, logits (N, c, ...), add to the single-label loss of each sample; target (N, ...)"
@@ -325,7 +322,7 @@ def _own_share(logits, target, own, C, mesh, settings):
     is_own = (target >= own.start) & (target < own.stop)
     place = (target-own.start).clamp(0, logits.shape[1]-1)
     log_p, is_k, log_rest = _log_softmax_of_own(logits, mesh)
-    loss = torch.where(is_own, _target_term(log_p, is_k, log_rest, place, target, C, settings), 0.)
+    loss = torch.where(is_own, _own_target_term(log_p, is_k, log_rest, place, target, C, settings), 0.)
     if eps:
         terms = (of_classes(weight, own)*torch.exp(of_classes(gamma_neg, own)*log_p)*log_p)[:,:c]
         is_target = torch.zeros_like(is_k).scatter(1, place, is_own)[:,:c]
@@ -347,7 +344,7 @@ def _single_label(loss, logits, target):
     own_logits = torch.where(known.unsqueeze(1), logits.to_local().to(dtype), 0.)
     own_share = _own_share(own_logits, target, own, C, mesh, settings)
     losses = _summed(torch.where(known, own_share, 0.), mesh)
-    weight = torch.as_tensor(_at_target(settings[-1], target))
+    weight = torch.as_tensor(of_classes(settings[-1], target))
     count = (known*weight).sum() if reduction == 'mean' else None
     return reduce_loss(losses, reduction, count).to(at_least_float32(logits))
 

@@ -149,14 +149,14 @@ def asymmetric_loss_multi_label(
     return reduce_loss(jnp.where(known, loss, 0.), reduction, known.sum())
 
 # %% ../nbs/06_jax.ipynb #209e9b1c
-def _is_class(index, C):
+def _class_mask(index, C):
     "Whether an entry is of the class in index, (N, ...); gives (N, C, ...)"
     return one_hot(index, C, axis=1, dtype=bool)
 
 def _log_softmax(z):
     "log p of logits (N, C, ...), and log(1-p) as a target needs it"
     z = z - const(z.max(1, keepdims=True))
-    top = _is_class(z.argmax(1), z.shape[1])
+    top = _class_mask(z.argmax(1), z.shape[1])
     z_top = jnp.where(top, z, 0.).sum(1, keepdims=True)
     rest = logsumexp(jnp.where(top, jnp.finfo(z.dtype).min/4, z), 1, keepdims=True)
     log_p = jnp.where(top, log_sigmoid(z_top-rest), z-z_top+log_sigmoid(z_top-rest))
@@ -193,7 +193,7 @@ def asymmetric_loss_single_label(
     gamma_pos, gamma_neg, eps, weight = _checked_settings(given, z, 1-z.ndim)
     known = index != ignore_index
     log_p, log_1m = _log_softmax(jnp.where(known[:, None], z, 0.))
-    is_target = _is_class(index, C)
+    is_target = _class_mask(index, C)
     log_p = jnp.where(is_target | (eps > 0), log_p, 0.)        # -inf must not meet a 0
     share = weight*(is_target*(1-eps) + eps/C)
     focus = jnp.exp(jnp.where(is_target, gamma_pos*log_1m, gamma_neg*log_p))

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from .loss import AsymmetricLossMultiLabel
 from .ops.checks import at_least_float32, check_arguments, check_setting
-from .ops.common import Settings, needs_double_backward
+from .ops.common import Settings, needs_double_backward, of_classes, per_class
 from .ops.tiles import (MOST_ACTIVE_COMPILED, MOST_ACTIVE_IN_TILE, SEARCH_GROUP, DenseLabels, ListedLabels,
-    LossOptions, Tile, Tiling, active_entries, of_classes, per_class, slices, tile_loss, tile_products)
+    LossOptions, Tile, Tiling, active_entries, slices, tile_loss, tile_products)
 from .ops.torch_private import backward_keeps_graph, functorch_active, not_compiled, stored_entries
 from .posterior import LINK_SETTINGS, posterior
 

@@ -29,15 +29,15 @@ def published(z:Tensor, y:Tensor, gamma_neg=4., gamma_pos=1., clip=.05, eps=1e-8
     return -(log_likely*torch.pow(1-likely, gamma_pos*y + gamma_neg*(1-y))).sum()
 
 # %% ../../nbs/50_benchmark.race.ipynb #a5688b29
-Loss = Callable[..., Tensor]    # of logits and targets
+LossFunction = Callable[..., Tensor]    # of logits and targets
 
-def peers(task:str) -> dict[str, Loss]:
+def peers(task:str) -> dict[str, LossFunction]:
     "Everybody in the race of a task, 'multi' or 'single', by name; what is not installed is left out"
     return multi_label_peers() if task == 'multi' else single_label_peers()
 
 def multi_label_peers():
     "Losses of several labels an image, all summed"
-    losses:dict[str, Loss] = {'asl': AsymmetricLossMultiLabel()}
+    losses:dict[str, LossFunction] = {'asl': AsymmetricLossMultiLabel()}
     if find_spec('timm') is not None:
         from timm.loss.asymmetric_loss import AsymmetricLossMultiLabel as TimmLoss
         losses['timm'] = TimmLoss(reduction='sum')
@@ -50,7 +50,7 @@ def multi_label_peers():
 
 def single_label_peers():
     "Losses of one label an image, all means"
-    losses:dict[str, Loss] = {'asl': AsymmetricLossSingleLabel()}
+    losses:dict[str, LossFunction] = {'asl': AsymmetricLossSingleLabel()}
     if find_spec('timm') is not None:
         from timm.loss.asymmetric_loss import AsymmetricLossSingleLabel as TimmLoss
         losses['timm'] = TimmLoss()
@@ -183,7 +183,7 @@ def peak_on_cpu(loss, inputs):
     return max(accumulate(size for _, size in in_order), default=0)
 
 # %% ../../nbs/50_benchmark.race.ipynb #33d2b518
-def entrants(task, compiled) -> dict[tuple[str, str], Loss]:
+def entrants(task, compiled) -> dict[tuple[str, str], LossFunction]:
     "Peers by name and mode; each case compiles anew, for its own size and type"
     torch.compiler.reset()
     out = {(name, 'eager'): loss for name, loss in peers(task).items()}

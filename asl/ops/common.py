@@ -68,9 +68,13 @@ def widened(x:Tensor) -> Tensor:
     return x.to(at_least_float32(x))
 
 # %% ../../nbs/23_ops.common.ipynb #32a7865f
-def of_classes(value, index):
+def per_class(value:Any) -> bool:
+    "Whether a setting has one value a class"
+    return isinstance(value, Tensor) and value.ndim > 0
+
+def of_classes(value:Any, index:slice|Tensor) -> Any:
     "A setting at some classes: a tensor with one value a class is indexed, anything else is as it was"
-    return value.reshape(-1)[index] if isinstance(value, Tensor) and value.ndim else value
+    return value.reshape(-1)[index] if per_class(value) else value
 
 # %% ../../nbs/23_ops.common.ipynb #df6edada
 def pack(settings:Iterable) -> tuple[list[Tensor], list]:

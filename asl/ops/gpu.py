@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd import Function
 
-from .common import Settings, LOG_SERIES, TANH_SERIES
+from .common import LOG_SERIES, Settings, TANH_SERIES, pack, unpack
 from .checks import invalid_target
 from .reference import multi_label_reference, single_label_reference, split_logit
 from .torch_private import assert_on_device
@@ -311,17 +311,6 @@ def _multi_label_backward(input:Tensor, target:Tensor, s:Settings, ignore_index:
     return gradient.view(input.shape)
 
 # %% ../../nbs/26_ops.gpu.ipynb #d314bc98
-def _save_with_settings(ctx, settings, *tensors:Tensor):
-    "Keep tensors for backward, and settings: those that are tensors where autograd watches them, numbers beside"
-    ctx.save_for_backward(*tensors, *[v for v in settings if isinstance(v, Tensor)])
-    ctx.numbers = [None if isinstance(v, Tensor) else v for v in settings]
-
-def _saved_with_settings(ctx) -> tuple[list[Tensor], list]:
-    "The tensors and the settings"
-    saved = list(ctx.saved_tensors)
-    settings = [saved.pop() if v is None else v for v in reversed(ctx.numbers)]
-    return saved, settings[::-1]
-
 def _reference_gradient(reference, input, target, settings, ignore_index, reduction, output_gradient) -> Tensor:
     "The gradient by the reference, with a graph of its own"
     loss = reference(input, target, settings, ignore_index, reduction)
@@ -337,7 +326,8 @@ class _MultiLabel(Function):
         if target.dtype != torch.bool:
             assert_on_device(invalid == 0, 'target: needs '+invalid_target(ignore_index))
         count = {'mean': known, 'batchmean': input.numel()//input.shape[-1]}.get(reduction, 1)
-        _save_with_settings(ctx, settings, input, target)
+        tensors, ctx.rest = pack(settings)
+        ctx.save_for_backward(input, target, *tensors)
         ctx.ignore_index = ignore_index
         ctx.reduction = reduction
         ctx.count = count
@@ -345,7 +335,8 @@ class _MultiLabel(Function):
 
     @staticmethod
     def backward(ctx, output_gradient):
-        (input, target), settings = _saved_with_settings(ctx)
+        input, target, *tensors = ctx.saved_tensors
+        settings = unpack(tensors, ctx.rest)
         args = input, target, Settings(*settings), ctx.ignore_index
         if torch.is_grad_enabled():
             gradient = _reference_gradient(multi_label_reference, *args, ctx.reduction, output_gradient)
@@ -632,7 +623,8 @@ class _SingleLabel(Function):
         needs = f'class indices in [0, {input.shape[1]}), or ignore_index={ignore_index}'
         assert_on_device(invalid.sum() == 0, 'target: needs '+needs)
         count = weights.sum() if reduction == 'mean' else 1
-        _save_with_settings(ctx, settings, input, target, statistics)
+        tensors, ctx.rest = pack(settings)
+        ctx.save_for_backward(input, target, statistics, *tensors)
         ctx.ignore_index = ignore_index
         ctx.reduction = reduction
         ctx.count = count
@@ -640,7 +632,8 @@ class _SingleLabel(Function):
 
     @staticmethod
     def backward(ctx, output_gradient):
-        (input, target, statistics), settings = _saved_with_settings(ctx)
+        input, target, statistics, *tensors = ctx.saved_tensors
+        settings = unpack(tensors, ctx.rest)
         if torch.is_grad_enabled():
             gradient = _reference_gradient(single_label_reference, input, target, settings, ctx.ignore_index,
                 ctx.reduction, output_gradient)

@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .checks import at_least_float32, known_classes
-from .common import needs_double_backward, power
+from .common import needs_double_backward, of_classes, pack, power, scaled, unpack
 from .reference import reduce_loss
-from .torch_private import backward_keeps_graph
 
 # %% ../../nbs/25_ops.single_label.ipynb #651e1e62
 BLOCK_ENTRIES = 2**19                          # logits of a block; they fit into the cache
@@ -33,10 +32,6 @@ class SingleLabelSettings(NamedTuple):
     gamma_neg: float|Tensor
     eps: float
     weight: float|Tensor
-
-def of_classes(value, index):
-    "Of a setting, the values of the classes in index; one number is the same for all"
-    return value.reshape(-1)[index] if isinstance(value, Tensor) and value.ndim else value
 
 def _whole_number(gamma):
     "Whether powers of p are taken by multiplication"
@@ -280,9 +275,7 @@ class RowByRow(Function):
         if needs_double_backward(grad_output): return ctx.double_backward(grad_output), *[None]*6
         gradient, = ctx.saved_tensors
         if grad_output.ndim: grad_output = grad_output.reshape(len(gradient), 1, -1)
-        if grad_output.ndim or backward_keeps_graph(): gradient = gradient*grad_output
-        elif grad_output.item() != 1: gradient.mul_(grad_output)               # nobody will ask for it again
-        return gradient.reshape(ctx.shape).to(ctx.dtype), *[None]*6
+        return scaled(gradient, grad_output).reshape(ctx.shape).to(ctx.dtype), *[None]*6
 
 # %% ../../nbs/25_ops.single_label.ipynb #91189a3b
 def _exact_exp(logits, maximum, shift=0):
@@ -425,8 +418,7 @@ class CompiledRows(Function):
     def forward(ctx, input, index, known, *settings):
         settings = SingleLabelSettings(*settings)
         loss, row, sums = _loss_and_sums(_as_computed(input, settings.gamma_neg), index, settings)
-        ctx.numbers = [None if isinstance(value, Tensor) else value for value in settings]
-        tensors = [value for value in settings if isinstance(value, Tensor)]
+        tensors, ctx.rest = pack(settings)
         ctx.save_for_backward(input, index, known, *row, *sums, *tensors)
         return torch.where(known, loss, 0.)
 
@@ -435,8 +427,7 @@ class CompiledRows(Function):
         input, index, known, *saved = ctx.saved_tensors
         row = Row(*saved[:4])
         sums = Sums(*saved[4:8])
-        tensors = saved[8:]
-        settings = SingleLabelSettings(*[tensors.pop(0) if number is None else number for number in ctx.numbers])
+        settings = SingleLabelSettings(*unpack(saved[8:], ctx.rest))
         logits = _as_computed(input, settings.gamma_neg)
         gradient = _gradient_from_sums(logits, index, settings, row, sums)*grad_output.to(logits.dtype)
         return torch.where(known, gradient, 0.).to(input.dtype), *[None]*6

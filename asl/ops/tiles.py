@@ -9,13 +9,13 @@ __all__ = []
 import math
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .checks import raise_where
-from .common import Settings, times
+from .common import Settings, of_classes, per_class, times
 from .multi_label import (checked_loss_and_gradient, loss_and_gradient, mask_ignored, negative_term,
     settings_of_entries, sigmoids)
 from .reference import split_logit
@@ -31,13 +31,7 @@ def slices(length:int, step:int) -> Iterator[slice]:
     "Slices of `step`, one after the other, the last one up to `length`"
     for start in range(0, length, step): yield slice(start, min(start+step, length))
 
-def per_class(value:Any) -> bool:
-    "Whether a setting has one value per class"
-    return isinstance(value, Tensor) and value.ndim > 0
 
-def of_classes(value:Any, index:slice|Tensor) -> Any:
-    "Of a setting with one value per class, those at `index`; any other setting as it is"
-    return value[index] if per_class(value) else value
 
 # %% ../../nbs/27_ops.tiles.ipynb #71142004
 def _indexed_entries(target, shape, C):

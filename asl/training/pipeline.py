@@ -295,7 +295,7 @@ def _score_lines(title, words, record):
         if name in record: lines.append(f'{words_for_it:21} {_percent(record[name]):>5}')
     return lines
 
-def _score_table(record, own):
+def _scores_as_text(record, own):
     "The final scores as text"
     lines = _score_lines('validation' if own else 'test split', SCORES, record)
     lines += ['', *_score_lines('as probabilities', POSTERIOR_SCORES, record)]
@@ -410,6 +410,6 @@ def run_training(
     with fixed(options.seed, options.threads), _memory_refused(options):
         training = _prepare(options, settings, accelerator, say)
         _carry_out(training)
-    say(_score_table(training.records[-1], options.own))
+    say(_scores_as_text(training.records[-1], options.own))
     say(f'{time.time()-started:.0f} s; model, scores, plots and report.html are in {training.run}')
     return training.run

@@ -157,12 +157,12 @@ def _exchange_after(trainer, more):
 class _Sum(torch.autograd.Function):
     "The sum over all processes; backward, that of the gradients"
     @staticmethod
-    def forward(_ctx, x): return _summed(x)
+    def forward(_ctx, x): return _sum_of_processes(x)
 
     @staticmethod
-    def backward(_ctx, grad): return _summed(grad)
+    def backward(_ctx, grad): return _sum_of_processes(grad)
 
-def _summed(x):
+def _sum_of_processes(x):
     "The sum of a tensor over all processes"
     x = x.clone()
     dist.all_reduce(x)
