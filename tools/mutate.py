@@ -7,7 +7,8 @@ from tempfile import TemporaryDirectory
 root = Path(__file__).resolve().parents[1]
 TIMEOUT = 120           # seconds; a fault that makes the tests take longer is noticed
 LOSSES = ['functional', 'ops']
-TRAINING = ['train', 'own_images::test_a_csv_trains_and_its_run_predicts', 'own_images::test_the_report_says_what_predict_says',
+TRAINING = ['train', 'own_images::test_a_csv_trains_and_its_run_predicts',
+    'own_images::test_the_report_says_what_predict_says',
     'own_images::test_resume_refuses_what_is_not_the_run', 'own_images::test_a_folder_per_class']    # the quick ones
 TESTS = {               # by module, or by room for all that stand in it: which files of tests/ are about it
     'ops.reference': [*LOSSES, 'posterior'], 'ops.checks': [*LOSSES, 'loss', 'posterior'], 'ops': LOSSES,
