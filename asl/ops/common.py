@@ -86,8 +86,8 @@ def pack(settings:Iterable) -> tuple[list[Tensor], list]:
 
 def unpack(tensors:Iterable[Tensor], rest:Iterable) -> list[Any]:
     "What `pack` took apart, in its order"
-    remaining = list(tensors)
-    return [remaining.pop(0) if value is None else value for value in rest]
+    remaining = iter(tensors)      # a list that shrinks is what torch.compile could not follow before 2.14
+    return [next(remaining) if value is None else value for value in rest]
 
 # %% ../../nbs/23_ops.common.ipynb #23154150
 def scaled(gradient:Tensor, factor:Tensor) -> Tensor:
