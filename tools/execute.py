@@ -28,14 +28,14 @@ def shown(cell):
             for kind, text in data.items(): texts[kind] = texts.get(kind, '')+text
     return texts, figures
 
-def compare(old, new, varies):
+def compare(old, new, varies, tolerance=1e-5):
     "What is wrong with the stored outputs `old`, given the new ones"
     old, old_figures = shown(old)
     new, new_figures = shown(new)
     if old_figures != new_figures: return [f'{old_figures} stored figures, {new_figures} new ones']
     if varies and old.keys() == new.keys(): return []
     return [f'stored {kind}:\n{old.get(kind)}\nnew {kind}:\n{new.get(kind)}' for kind in old.keys()|new.keys()
-        if not same(old.get(kind, ''), new.get(kind, ''))]
+        if not same(old.get(kind, ''), new.get(kind, ''), tolerance)]
 
 def run(path, check=False):
     "Run one notebook in its folder; returns its faults"

@@ -17,7 +17,7 @@ from .checks import at_least_float32, invalid_target
 from .common import (ATANH_SERIES, LOG_SERIES, TANH_SERIES, TANH_SERIES_UPTO, Settings, needs_double_backward,
     of_classes, pack, polynomial, power, scaled, smooth, times, unpack, widened)
 from .reference import reduce_loss, split_logit
-from .torch_private import assert_on_device
+from .torch_private import assert_on_device, one_minus_exp
 
 # %% ../../nbs/24_ops.multi_label.ipynb #35360490
 def _minus_log1m(x:Tensor, rest:Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def _shifted(z:Tensor, p:Tensor, q:Tensor, m:float|Tensor) -> tuple[Tensor, Tens
     "d of Eq. (2), zero where p <= m, and p_m"
     high, low = split_logit(m, z.dtype)
     d = ((z-high)-low).clamp(min=0)
-    if z.dtype == torch.float64: return d, -torch.expm1(-d)*p*(1-m)
+    if z.dtype == torch.float64: return d, one_minus_exp(d)*p*(1-m)
     if isinstance(m, Tensor) or m < .5: mix = p*(1-2*m)+m
     else: mix = p*(1-m)+q*m
     if not torch.compiler.is_compiling(): return d, torch.tanh(d*.5)*mix

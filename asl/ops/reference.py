@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .checks import at_least_float32, highest_precision, known_classes, known_labels, plain_tensor
-from .torch_private import constant_for_compiler
+from .torch_private import constant_for_compiler, one_minus_exp
 
 # %% ../../nbs/22_ops.reference.ipynb #17d76262
 def softplus(x:Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def split_logit(m:float|Tensor, dtype:torch.dtype) -> tuple:
 # %% ../../nbs/22_ops.reference.ipynb #7b5950f6
 def _log1mexp(x:Tensor) -> Tensor:
     "log(1 - exp(-x)) for x > 0, exact at both ends (Maechler 2012)"
-    small = torch.log(-torch.expm1(-x))
+    small = torch.log(one_minus_exp(x))
     large = torch.log1p(-torch.exp(-x.clamp(min=.5)))
     return torch.where(x < 1, small, large)
 
@@ -76,7 +76,7 @@ def shifted(z:Tensor, m:float|Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor|No
     d = (z-high) - low
     easy = d <= 0                                              # false for nan, which must stay nan
     d = torch.where(easy, 1., d)                               # any positive number: its result is not used
-    p_m = p*(1-m)*-torch.expm1(-d)                             # Eq. (8)
+    p_m = p*(1-m)*one_minus_exp(d)                               # Eq. (8)
     log_p_m = _log1mexp(d) + log_p
     return p_m, log_p_m, _log_1m(z, p, q, log_q, p_m, m), easy
 

@@ -58,3 +58,13 @@ except ImportError: not_compiled = torch.compiler.disable
 def stored_entries(sparse:Tensor) -> tuple[Tensor, Tensor]:
     "Indices and values that a COO tensor holds, whether it is coalesced or not; writing to them changes it"
     return sparse._indices(), sparse._values()
+
+# %% ../../nbs/21_ops.torch_private.ipynb #3f0a976b
+_version = tuple(int(part) for part in torch.__version__.split('.')[:2])
+_expm1_compiles = _version >= (2, 14)
+
+def one_minus_exp(x:Tensor) -> Tensor:
+    "1-exp(-x), exact for small x too, compiled or not"
+    if _expm1_compiles or not torch.compiler.is_compiling(): return -torch.expm1(-x)
+    half = torch.tanh(x*.5)
+    return 2*half/(1+half)

@@ -7,6 +7,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]/'tools'))
 import examples
 from execute import compare
 
+OF_ANOTHER_PROCESSOR = .05      # a short training in float32 ends elsewhere there: figures 1.4 % apart were seen
+
 page = examples.examples(json.loads(examples.notebook.read_text()))
 
 @pytest.mark.parametrize('name', page)
@@ -16,5 +18,6 @@ def test_example(name, tmp_path):
     assert len(lines) <= 15 and max(map(len, lines)) <= 130
     new = examples.run(text, tmp_path)
     assert new, 'it shows nothing'
-    faults = compare(examples.stored(outputs), examples.stored(new), '#| varies' in text)
+    faults = compare(examples.stored(outputs), examples.stored(new), '#| varies' in text,
+        OF_ANOTHER_PROCESSOR)
     assert not faults, faults[0]
