@@ -1,7 +1,7 @@
 """Notebooks for the documentation: processed by nbdev, which writes for Quarto, and from there to the Markdown of MyST,
 or to plain Markdown as GitHub shows it."""
 import inspect, re, sys
-from functools import cache, partial
+from functools import cache
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
@@ -16,7 +16,18 @@ from nbdev.processors import FilterDefaults, exec_show_docs
 
 cfg = get_config()
 host = f'{cfg.doc_host}{cfg.doc_baseurl}'.rstrip('/')+'/'
-processors.NbdevLookup = partial(NbdevLookup, skip_mods='asl.jax')    # names mean PyTorch's functions, not JAX's
+
+class Lookup(NbdevLookup):
+    "Names mean PyTorch's functions, not JAX's; what is shared inside of asl has no entry that a link could lead to"
+    def __init__(self): super().__init__(skip_mods='asl.jax')
+
+    def doc(self, sym):
+        found = self[sym]
+        if not isinstance(found, tuple) or not found[1].startswith('asl/'): return super().doc(sym)
+        module = import_module(found[1].removesuffix('.py').replace('/', '.'))
+        return found[0] if sym.split('.')[0] in module.__all__ else None
+
+processors.NbdevLookup = Lookup
 processors._hide_dirs = processors._hide_dirs - {'exporti'}   # what a module shares inside of asl is shown, no entry
 
 code = re.compile(r'^(`{3,}).*?^\1`*[ \t]*$|`[^`\n]+`', re.M|re.S)
