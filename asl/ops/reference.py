@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from .checks import at_least_float32, highest_precision, known_classes, known_labels, plain_tensor
 from .torch_private import constant_for_compiler, one_minus_exp
 
+# Equations have the numbers that they have in the notebook of this module
+
 # %% ../../nbs/22_ops.reference.ipynb #17d76262
 def softplus(x:Tensor) -> Tensor:
     "log(1+exp(x)), exact at any x"
@@ -26,47 +28,55 @@ def softplus(x:Tensor) -> Tensor:
 
 # %% ../../nbs/22_ops.reference.ipynb #d2579ea1
 def focusing_factor(base:Tensor, log_base:Tensor, gamma:float|Tensor, detach:bool=False) -> Tensor:
-    "base**gamma, differentiated through log_base: never 0**(gamma-1) * 0; a constant if detach"
+    """base**gamma, in the shape of base; a constant if detach.
+
+    log_base is log(base) but for a constant. Derivatives are taken through it: a power's own would be
+    0**(gamma-1)*0 = nan where base rounds to 0 and gamma is below 1.
+    """
     power = base.detach()**gamma
     return power if detach else power*torch.exp(gamma*(log_base - log_base.detach()))
 
 # %% ../../nbs/22_ops.reference.ipynb #3b10fc2f
-DIGITS = 50                                                    # of decimals, more than any float has
-VELTKAMP = 2**29+1                                             # a product with it splits off 24 bits of a float64
+DIGITS = 50                            # of decimals: the 17 of high, as many of low, and some that cancel
+VELTKAMP = 2**29+1                     # a product with it splits 24 bits, a float32's, off a float64
 
 @lru_cache
 def split_logit_of_number(m:float, dtype:torch.dtype|None) -> tuple[float, float]:
-    "log(m/(1-m)) as high + low: high rounded to dtype, float64 or else float32, low what that left out"
+    "log(m/(1-m)), 0 < m < 1, as high + low: high rounded to dtype, float64 or else float32, low what that left out"
     logit = math.log(m/(1-m))
-    scale = logit*VELTKAMP
-    high = logit if dtype == torch.float64 else scale - (scale-logit)
+    product = logit*VELTKAMP
+    high = logit if dtype == torch.float64 else product - (product-logit)
     with localcontext(prec=DIGITS):
         low = Decimal(m).ln() - (1-Decimal(m)).ln() - Decimal(high)
-        return high, float(low)
+    return high, float(low)
 
 @constant_for_compiler
 def _constant_logit(m, dtype):
-    "The same, which a compiler does not look into"
+    "`split_logit_of_number`, for compilers a constant: they do not look into it"
     return split_logit_of_number(m, dtype)
 
 # %% ../../nbs/22_ops.reference.ipynb #4eef5aff
 def split_logit(m:float|Tensor, dtype:torch.dtype) -> tuple:
-    "The same, of a number as two numbers, of a tensor as two tensors"
+    "The logit of a margin as high + low: of a number two numbers, of a tensor two tensors of its shape, in dtype"
     if not isinstance(m, Tensor): return _constant_logit(m, dtype)
     logit = torch.special.logit(m.double())
     high = logit.to(dtype)
-    return high, (logit-high).nan_to_num(0.).to(dtype)
+    low = (logit-high).nan_to_num(0.)                          # nan where m = 0: both are -inf
+    return high, low.to(dtype)
 
 # %% ../../nbs/22_ops.reference.ipynb #7b5950f6
 def _log1mexp(x:Tensor) -> Tensor:
     "log(1 - exp(-x)) for x > 0, exact at both ends (Maechler 2012)"
-    small = torch.log(one_minus_exp(x))
-    large = torch.log1p(-torch.exp(-x.clamp(min=.5)))
-    return torch.where(x < 1, small, large)
+    if_small = torch.log(one_minus_exp(x))
+    if_large = torch.log1p(-torch.exp(-x.clamp(min=.5)))       # no infinite slope where it is not used
+    return torch.where(x < 1, if_small, if_large)
 
 # %% ../../nbs/22_ops.reference.ipynb #7e782d4e
 def shifted(z:Tensor, m:float|Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor|None]:
-    "p_m of Eq. (3), log p_m up to a constant, log(1-p_m), and where p_m is zero, None for nowhere"
+    """p_m of Eq. (3), log p_m up to a constant, log(1-p_m), and where p_m is zero (None: nowhere); in the shape of z.
+
+    Where p_m is zero the first three, p_m too, are mere placeholders: what is made of them has to be replaced there.
+    """
     p = torch.sigmoid(z)
     q = torch.sigmoid(-z)
     log_p = -softplus(-z)
@@ -76,24 +86,25 @@ def shifted(z:Tensor, m:float|Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor|No
     d = (z-high) - low
     easy = d <= 0                                              # false for nan, which must stay nan
     d = torch.where(easy, 1., d)                               # any positive number: its result is not used
-    p_m = p*(1-m)*one_minus_exp(d)                               # Eq. (8)
+    p_m = p*(1-m)*one_minus_exp(d)                             # Eq. (8)
     log_p_m = _log1mexp(d) + log_p
     return p_m, log_p_m, _log_1m(z, p, q, log_q, p_m, m), easy
 
 # %% ../../nbs/22_ops.reference.ipynb #fa972cca
 def _log_1m(z:Tensor, p:Tensor, q:Tensor, log_q:Tensor, p_m:Tensor, m:float|Tensor) -> Tensor:
-    "log(1-p_m) for the p_m of Eq. (3) where it is above 0; its derivative is -p*q/(q+m)"
-    q_moving = torch.where(z > 0, q, -p)                       # q but for a constant
-    rest = q.detach()+m + (q_moving-q_moving.detach())
+    "log(1-p_m), in the shape of z, for the p_m of Eq. (3) where it is above 0; its derivative is -p*q/(q+m)"
+    near_zero = torch.where(z > 0, q, -p)                      # q or q-1: both have the derivative -p*q
+    rest = q.detach()+m + (near_zero-near_zero.detach())       # q+m, with the derivative of near_zero
     log_rest = torch.log(rest.clamp(min=torch.finfo(z.dtype).tiny))
     value = torch.where(p_m < .5, torch.log1p(-p_m), log_rest).detach()
-    out = value + (log_rest-log_rest.detach())
-    return torch.where(m > 0, out, log_q) if isinstance(m, Tensor) else out
+    log_1m = value + (log_rest-log_rest.detach())
+    if not isinstance(m, Tensor): return log_1m
+    return torch.where(m > 0, log_1m, log_q)                   # without a margin p_m is p
 
 # %% ../../nbs/22_ops.reference.ipynb #f6019955
 def _terms(z:Tensor, gamma_neg:float|Tensor, gamma_pos:float|Tensor, clip:float|Tensor, eps:float|None=None,
         detach:bool=False) -> tuple[Tensor, Tensor]:
-    "L+ and L- of Eq. (4), each in the shape of z"
+    "L+ and L- of Eq. (4), each in the shape of z; a logarithm is not taken of less than eps, unless that is 0 or None"
     lowest = math.log(eps) if eps else -math.inf
     log_p = -softplus(-z)
     pos = -focusing_factor(torch.sigmoid(-z), -softplus(z), gamma_pos, detach)*log_p.clamp(min=lowest)
@@ -104,7 +115,7 @@ def _terms(z:Tensor, gamma_neg:float|Tensor, gamma_pos:float|Tensor, clip:float|
 
 # %% ../../nbs/22_ops.reference.ipynb #a5b6af16
 def reduce_loss(loss:Any, reduction:str, count:Any=None) -> Any:
-    "Reduce losses of entries, (..., C), or of samples (or arrays of them); 'mean' divides by count (None: by all)"
+    "Losses of entries, (..., C), or of samples, reduced; tensors or JAX's arrays. 'mean' divides by count (None: all)"
     if reduction == 'none': return loss
     if reduction == 'sum': return loss.sum()
     if reduction == 'batchmean': return loss.sum(-1).mean()
@@ -112,7 +123,10 @@ def reduce_loss(loss:Any, reduction:str, count:Any=None) -> Any:
 
 # %% ../../nbs/22_ops.reference.ipynb #dbf979a0
 def multi_label_reference(input:Tensor, target:Tensor, settings:Sequence, ignore_index:int, reduction:str) -> Tensor:
-    "Eq. (1) in plain operations, differentiable any number of times; logits and targets are (..., C)"
+    """Eq. (1) in plain operations, differentiable any number of times; logits and targets are (..., C).
+
+    The loss is a number, or (..., C) if it is not reduced; float64 for float64 logits, else float32.
+    """
     gamma_neg, gamma_pos, clip, eps, smoothing, weight, pos_weight, detach = settings
     input = plain_tensor(input)
     z = input.to(at_least_float32(input))
@@ -132,36 +146,43 @@ def exact_log_softmax(z:Tensor) -> tuple[Tensor, Tensor, Tensor]:
     k = z.argmax(1, keepdim=True)
     is_k = torch.zeros_like(z, dtype=torch.bool).scatter(1, k, True)
     z_k = z.gather(1, k)
-    none = torch.finfo(z.dtype).min/4                          # adds nothing, and is no infinity that could make nan
-    others = torch.logsumexp(z.masked_fill(is_k, none), 1, keepdim=True)
-    log_k = -softplus(others-z_k)
-    return torch.where(is_k, log_k, z-z_k+log_k), k, -softplus(z_k-others)
+    very_low = torch.finfo(z.dtype).min/4                      # adds nothing, and is no infinity that could make nan
+    others = torch.logsumexp(z.masked_fill(is_k, very_low), 1, keepdim=True)
+    log_p_k = -softplus(others-z_k)
+    log_rest_k = -softplus(z_k-others)
+    log_p = torch.where(is_k, log_p_k, z-z_k+log_p_k)
+    return log_p, k, log_rest_k
 
 # %% ../../nbs/22_ops.reference.ipynb #e7bc9271
 def _at_target(value:float|Tensor, z:Tensor, t:Tensor) -> Tensor:
-    "What is a number, or broadcasts against z, (N, C, ...), at the targets t, (N, 1, ...)"
+    "What is a number, or broadcasts against z, (N, C, ...), at the classes t; t and the result are (N, 1, ...)"
     if not isinstance(value, Tensor): value = z.new_full((), value)
     return value.expand(z.shape).gather(1, t)
 
 def _per_sample(z:Tensor, t:Tensor, gamma_pos:float|Tensor, gamma_neg:float|Tensor, eps:float,
         weight:float|Tensor) -> tuple[Tensor, Tensor]:
-    "Eq. (9) for each sample of (N, C, ...), and the class weight of its target, both (N, ...)"
+    "Eq. (9) for each sample of z, (N, C, ...), and the class weight of its target t; these three are (N, ...)"
     C = z.shape[1]
     t = t.unsqueeze(1)
     log_p, k, log_rest_k = exact_log_softmax(z)
     log_p_t = _at_target(log_p, z, t)
     weight_t = _at_target(weight, z, t)
-    rest_t = torch.log1p(-torch.exp(torch.where(t == k, -1., log_p_t)))       # good unless the target is the largest
-    log_1m_t = torch.where(t == k, log_rest_k, rest_t)
-    loss = (1-eps+eps/C)*weight_t*torch.exp(_at_target(gamma_pos, z, t)*log_1m_t)*-log_p_t
+    is_largest = t == k
+    log_p_if_not = torch.where(is_largest, -1., log_p_t)       # -1: any negative number, its result is not used
+    log_1m_t = torch.where(is_largest, log_rest_k, torch.log1p(-torch.exp(log_p_if_not)))
+    focus = torch.exp(_at_target(gamma_pos, z, t)*log_1m_t)
+    loss = (1-eps+eps/C)*weight_t*focus*-log_p_t
     if eps:
-        others = (weight*torch.exp(gamma_neg*log_p)*log_p).scatter(1, t, 0.)
-        loss = loss - eps/C*others.sum(1, keepdim=True)
+        non_targets = (weight*torch.exp(gamma_neg*log_p)*log_p).scatter(1, t, 0.)
+        loss = loss - eps/C*non_targets.sum(1, keepdim=True)
     return loss.squeeze(1), weight_t.squeeze(1)
 
 # %% ../../nbs/22_ops.reference.ipynb #a5e10017
 def single_label_reference(input:Tensor, target:Tensor, settings:Sequence, ignore_index:int, reduction:str) -> Tensor:
-    "Eq. (9) in plain operations, differentiable any number of times; logits are (N, C, ...), targets (N, ...)"
+    """Eq. (9) in plain operations, differentiable any number of times; logits are (N, C, ...), targets (N, ...).
+
+    The loss is a number, or (N, ...) if it is not reduced; float64 for float64 logits, else float32.
+    """
     gamma_pos, gamma_neg, eps, weight = settings
     input = plain_tensor(input)
     z = input.to(highest_precision(input))
