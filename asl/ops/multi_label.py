@@ -15,13 +15,15 @@ from torch.autograd import Function
 
 from .checks import at_least_float32, invalid_target
 from .common import (ATANH_SERIES, LOG_SERIES, TANH_SERIES, TANH_SERIES_UPTO, Settings, needs_double_backward,
-    of_classes, pack, polynomial, power, scaled, smooth, times, unpack, widened)
+    of_classes, pack, per_class, polynomial, power, scaled, smooth, times, unpack, widened)
 from .reference import reduce_loss, split_logit
 from .torch_private import assert_on_device, one_minus_exp
 
+# Equations have the numbers that they have in the notebook of this module, but for those said to be of 00_loss
+
 # %% ../../nbs/24_ops.multi_label.ipynb #35360490
 def _minus_log1m(x:Tensor, rest:Tensor) -> Tensor:
-    "-log(1-x), given x and rest = 1-x, both to full precision; for operations one by one"
+    "-log(1-x) as 2 atanh(x/(1+rest)), given x and rest = 1-x, both to full precision; not for compilers"
     return torch.atanh(x/(1+rest)).mul_(2)
 
 # %% ../../nbs/24_ops.multi_label.ipynb #45cc6bb3
@@ -29,33 +31,38 @@ SERIES_FROM = .048                          # from this margin to that one ATANH
 SERIES_TO = .49
 
 def _by_series(p_m:Tensor, rest:Tensor, d:Tensor, m:float) -> Tensor:
-    "-log(1-p_m) in float32, with the d of Eq. (2), which tells where p_m < 1/2"
-    near = d < math.log((.5+m)/(.5-m)*(1-m)/m)
+    "-log(1-p_m) in float32, for compilers, given rest = q+m and the d of Eq. (2), which tells where p_m < 1/2"
+    d_of_half = math.log((.5+m)/(.5-m)*(1-m)/m)
+    below_half = d < d_of_half
     c = math.sqrt(m/2)
-    a = torch.where(near, p_m, c-rest)/torch.where(near, 2-p_m, c+rest)
-    return a*polynomial(ATANH_SERIES, a*a) - torch.where(near, 0., math.log(c))
+    a = torch.where(below_half, p_m, c-rest)/torch.where(below_half, 2-p_m, c+rest)
+    log_c = torch.where(below_half, 0., math.log(c))
+    return a*polynomial(ATANH_SERIES, a*a) - log_c          # -log(1-p_m), or -log(rest/c), is 2 atanh(a)
 
 # %% ../../nbs/24_ops.multi_label.ipynb #af0d84a2
 def _by_logarithm(p_m:Tensor, rest:Tensor) -> Tensor:
-    "-log(1-p_m), for compilers"
-    u = torch.where(p_m < .5, 1-p_m, rest)
+    "-log(1-p_m) at any margin and precision, for compilers, given rest = q+m"
+    u = torch.where(p_m < .5, 1-p_m, rest)                      # 1-p_m, rounded
     rounded_off = torch.where(p_m < .5, (p_m-(1-u))/u, 0.)      # what rounding took from u is given back
     return rounded_off - torch.log(u)
 
 # %% ../../nbs/24_ops.multi_label.ipynb #270ad242
 def sigmoids(z:Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    "p, q = 1-p and log(1+exp(-|z|)) of Eq. (1)"
+    "p, q = 1-p and log(1+exp(-|z|)) of Eq. (1), each exact, in the shape of z"
     if not torch.compiler.is_compiling():
         p = torch.sigmoid(z)
         q = torch.sigmoid(-z)
         return p, q, _minus_log1m(torch.minimum(p, q), torch.maximum(p, q))
     e = torch.exp(-z.abs())
     total = 1+e
-    larger = 1/total
+    larger = 1/total                                      # of p and q
+    smaller = e*larger
     a = e/(total+1)                                       # log(1+e) = 2 atanh(e/(2+e))
     log_total = torch.log1p(e) if z.dtype == torch.float64 else a*polynomial(LOG_SERIES, a*a)
-    right = z > 0
-    return torch.where(right, larger, e*larger), torch.where(right, e*larger, larger), log_total
+    positive = z > 0
+    p = torch.where(positive, larger, smaller)
+    q = torch.where(positive, smaller, larger)
+    return p, q, log_total
 
 # %% ../../nbs/24_ops.multi_label.ipynb #574cc27d
 def _add_product(total:Tensor, a:Tensor, b:Tensor, factor:float|Tensor) -> Tensor:
@@ -65,25 +72,28 @@ def _add_product(total:Tensor, a:Tensor, b:Tensor, factor:float|Tensor) -> Tenso
 
 def _focused_term(p:Tensor, q:Tensor, minus_log_p:Tensor, gamma:float|Tensor, eps:float, detach:bool,
         needs_grad:bool) -> tuple[Tensor, Tensor|None]:
-    "q**gamma * -log p, L_+ of Eq. (4) of 00_loss, and the pull G_+ of its Eq. (5) or (7); None unless it is needed"
-    inside = q
+    """L_+ = q**gamma * -log p of Eq. (4) of 00_loss, and the pull G_+ of Eq. (5) or (7) there, None unless needed.
+
+    G_+ is minus the derivative by the logit z. With p and q exchanged the loss is that of -z, and G its derivative.
+    """
+    bracket = q                                           # what Eq. (5) of 00_loss has in brackets
     if eps:
-        most = -math.log(eps)
-        inside = torch.where(minus_log_p <= most, q, 0.)  # what is clamped has no gradient
-        minus_log_p = minus_log_p.clamp(max=most)
+        largest = -math.log(eps)
+        bracket = torch.where(minus_log_p <= largest, q, 0.)   # what is clamped has no gradient
+        minus_log_p = minus_log_p.clamp(max=largest)
     focus = power(q, gamma)
     loss = focus*minus_log_p
     if not needs_grad: return loss, None
-    if not detach: inside = _add_product(inside, p, minus_log_p, gamma)
-    return loss, focus*inside
+    if not detach: bracket = _add_product(bracket, p, minus_log_p, gamma)
+    return loss, focus*bracket
 
 # %% ../../nbs/24_ops.multi_label.ipynb #12bab066
-def _shifted(z:Tensor, p:Tensor, q:Tensor, m:float|Tensor) -> tuple[Tensor, Tensor]:
-    "d of Eq. (2), zero where p <= m, and p_m"
+def _shifted_probability(z:Tensor, p:Tensor, q:Tensor, m:float|Tensor) -> tuple[Tensor, Tensor]:
+    "The d of Eq. (2), distance of z from the margin's logit, and p_m; both zero where p <= m"
     high, low = split_logit(m, z.dtype)
     d = ((z-high)-low).clamp(min=0)
     if z.dtype == torch.float64: return d, one_minus_exp(d)*p*(1-m)
-    if isinstance(m, Tensor) or m < .5: mix = p*(1-2*m)+m
+    if isinstance(m, Tensor) or m < .5: mix = p*(1-2*m)+m     # the same with an operation less, for m < 1/2 as exact
     else: mix = p*(1-m)+q*m
     if not torch.compiler.is_compiling(): return d, torch.tanh(d*.5)*mix
     return d, torch.where(d < TANH_SERIES_UPTO, d*polynomial(TANH_SERIES, d*d)*mix, p-m)
@@ -92,14 +102,15 @@ def _shifted(z:Tensor, p:Tensor, q:Tensor, m:float|Tensor) -> tuple[Tensor, Tens
 SMALL_MARGIN = .02                          # up to here q+m can be so small that atanh would round it away
 
 def _log_term(z:Tensor, p_m:Tensor, rest:Tensor, d:Tensor, log_total, m:float|Tensor) -> Tensor:
-    "-log(1-p_m) of Eq. (1), with rest = q+m and the d of Eq. (2); log_total is used if m is a tensor"
-    number = not isinstance(m, Tensor)
+    "-log(1-p_m) of Eq. (1), with rest = q+m and the d of Eq. (2); log_total is used only if m is a tensor"
+    is_number = not isinstance(m, Tensor)
     if not torch.compiler.is_compiling(): out = _minus_log1m(p_m, rest)
-    elif number and z.dtype == torch.float32 and SERIES_FROM <= m <= SERIES_TO: out = _by_series(p_m, rest, d, m)
+    elif is_number and z.dtype == torch.float32 and SERIES_FROM <= m <= SERIES_TO: out = _by_series(p_m, rest, d, m)
     else: out = _by_logarithm(p_m, rest)
-    if number: return out if m > SMALL_MARGIN else torch.where(p_m < .5, out, -torch.log(rest))
-    large = torch.where(m > 0, -torch.log(rest), log_total+z.clamp(min=0))
-    return torch.where((m > SMALL_MARGIN) | (p_m < .5), out, large)
+    if is_number: return out if m > SMALL_MARGIN else torch.where(p_m < .5, out, -torch.log(rest))
+    minus_log_q = log_total+z.clamp(min=0)                # where m is 0: rest is q there, and can round to 0
+    if_large = torch.where(m > 0, -torch.log(rest), minus_log_q)
+    return torch.where((m > SMALL_MARGIN) | (p_m < .5), out, if_large)
 
 # %% ../../nbs/24_ops.multi_label.ipynb #b9afa888
 def _lower_power(p_m:Tensor, gamma:float|Tensor) -> Tensor|float:
@@ -110,10 +121,11 @@ def _lower_power(p_m:Tensor, gamma:float|Tensor) -> Tensor|float:
 # %% ../../nbs/24_ops.multi_label.ipynb #8e4ee98c
 def negative_term(z:Tensor, p:Tensor, q:Tensor, log_total, gamma:float|Tensor, m:float|Tensor, eps:float,
         detach:bool, needs_grad:bool) -> tuple[Tensor, Tensor|None]:
-    "p_m**gamma * -log(1-p_m), and its gradient of Eq. (3), None unless it is needed"
-    number = not isinstance(m, Tensor)
-    if number and m == 0: return _focused_term(q, p, log_total+z.clamp(min=0), gamma, eps, detach, needs_grad)
-    d, p_m = _shifted(z, p, q, m)
+    "L_- = p_m**gamma * -log(1-p_m), and its derivative G_- of Eq. (3), None unless it is needed"
+    is_number = not isinstance(m, Tensor)
+    if is_number and m == 0:                              # L_- of z is then L_+ of -z
+        return _focused_term(q, p, log_total+z.clamp(min=0), gamma, eps, detach, needs_grad)
+    d, p_m = _shifted_probability(z, p, q, m)
     rest = q+m
     exact = _log_term(z, p_m, rest, d, log_total, m)
     minus_log = exact.clamp(max=-math.log(eps)) if eps else exact
@@ -121,14 +133,15 @@ def negative_term(z:Tensor, p:Tensor, q:Tensor, log_total, gamma:float|Tensor, m
     focus = lower*p_m
     loss = focus*minus_log
     if not needs_grad: return loss, None
-    inside = focus*(q/rest if number else torch.where(m > 0, q/rest, 1.))
-    if eps: inside = torch.where(exact <= minus_log, inside, 0.)
-    if not detach: inside = _add_product(inside, q, lower*minus_log, gamma)
-    return loss, p*inside
+    share = q/rest if is_number else torch.where(m > 0, q/rest, 1.)     # not 0/0 where m is 0
+    bracket = focus*share                                 # what Eq. (3) has in brackets
+    if eps: bracket = torch.where(exact <= minus_log, bracket, 0.)      # what is clamped has no gradient
+    if not detach: bracket = _add_product(bracket, q, lower*minus_log, gamma)
+    return loss, p*bracket
 
 # %% ../../nbs/24_ops.multi_label.ipynb #29542b97
 def loss_and_gradient(z:Tensor, y:Tensor, s:Settings, needs_grad:bool=True) -> tuple[Tensor, Tensor|None]:
-    "Loss of logits z and labels y, entry by entry, and its gradient: L and G of Eqs. (4) to (7) of 00_loss, mixed"
+    "Loss of logits z and labels y, entry by entry, and its gradient by z, in their shape: Eqs. (4) to (7) of 00_loss"
     p, q, log_total = sigmoids(z)
     L_neg, G_neg = negative_term(z, p, q, log_total, s.gamma_neg, s.clip, s.eps, s.detach, needs_grad)
     L_pos, G_pos = _focused_term(p, q, log_total-z.clamp(max=0), s.gamma_pos, s.eps, s.detach, needs_grad)
@@ -153,15 +166,16 @@ def mask_ignored(z:Tensor, target:Tensor, settings:Settings, ignore_index:int) -
 
 # %% ../../nbs/24_ops.multi_label.ipynb #9e86e62a
 class _CompiledEntries(Function):
-    "Loss of each entry, for compilers: they find that backward's gradient was half computed by forward"
+    "Loss of each entry, (..., C), for compilers: they find that backward's gradient was half computed by forward"
     @staticmethod
     def forward(ctx, input, target, ignore_index, *settings):
-        tensors, ctx.rest = pack(settings)
+        tensors, ctx.rest = pack(settings)                # rest: settings that are numbers
         ctx.ignore_index = ignore_index
         ctx.save_for_backward(input, target, *tensors)
         s = Settings(*settings)
         z, y = mask_ignored(widened(input), target, s, ignore_index)
-        return loss_and_gradient(z, y, s, False)[0]
+        loss, _ = loss_and_gradient(z, y, s, needs_grad=False)
+        return loss
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -189,12 +203,12 @@ SEARCH_FROM = 2**14                         # below this a search costs more tha
 MOST_ACTIVE = .25                           # above this share a search is in vain
 
 def _active_entries(logits:Tensor, targets:Tensor, settings:Settings) -> Tensor|None:
-    "Flat indices of the entries of (N, C) whose loss or gradient may differ from zero; None where it does not pay"
+    "Flat indices (K,) of the entries of (N, C) that may have a loss or gradient; None where a search does not pay"
     has_margin = isinstance(settings.clip, Tensor) or settings.clip > 0
     if logits.numel() < SEARCH_FROM or settings.smoothing or not has_margin: return None
     N, C = logits.shape
     margin, _ = split_logit(settings.clip, logits.dtype)              # below this logit a negative is easy
-    a_few_rows = logits[::N//4+1]
+    a_few_rows = logits[::N//4+1]                                     # four at most
     if (a_few_rows >= margin).float().mean() > MOST_ACTIVE: return None
     rows = max(1, CACHE_ENTRIES//C)
     found = 0
@@ -214,27 +228,33 @@ def _all_in_range(y:Tensor, ignore_index:int) -> bool:
     low, high = y.aminmax()
     return bool(low >= 0 and high <= 1) and not 0 <= ignore_index <= 1
 
-def checked_loss_and_gradient(z:Tensor, target:Tensor, settings:Settings, ignore_index:int, needs_grad:bool):
-    "Loss and gradient of entries of any shape, their targets checked, and how many of them are ignored"
+def checked_loss_and_gradient(z:Tensor, target:Tensor, settings:Settings, ignore_index:int,
+        needs_grad:bool) -> tuple[Tensor, Tensor|None, int]:
+    "Loss and gradient of entries, of any shape, whose targets are checked here; and how many of them are ignored"
     y = target.to(z.dtype)
     if target.dtype == torch.bool or not y.numel() or _all_in_range(y, ignore_index):
-        return *loss_and_gradient(z, smooth(y, settings), settings, needs_grad), 0
+        loss, gradient = loss_and_gradient(z, smooth(y, settings), settings, needs_grad)
+        return loss, gradient, 0
     known = y != ignore_index
     invalid = known & ~((y >= 0) & (y <= 1))
     if invalid.any(): raise ValueError(invalid_target(ignore_index, y[invalid][0].item()))
     z, y = mask_ignored(z, target, settings, ignore_index)
-    return *loss_and_gradient(z, y, settings, needs_grad), known.numel()-known.sum().item()
+    loss, gradient = loss_and_gradient(z, y, settings, needs_grad)
+    return loss, gradient, known.numel()-int(known.sum())
 
 # %% ../../nbs/24_ops.multi_label.ipynb #b48e0158
 def settings_of_entries(settings:Settings, entries:Tensor, C:int) -> Settings:
-    "The settings at flat indices of (N, C)"
-    if not any(isinstance(value, Tensor) and value.ndim for value in settings): return settings
+    "The settings at the entries with these flat indices (K,) of (N, C): those of a class become (K,)"
+    if not any(map(per_class, settings)): return settings
     classes = entries%C
     return Settings._make(of_classes(value, classes) for value in settings)
 
 # %% ../../nbs/24_ops.multi_label.ipynb #75cb260d
 def _in_chunks(chunks:list[tuple], ignore_index:int, needs_grad:bool, keep_entries:bool=True):
-    "Loss, gradient and number of ignored of chunks (logits, targets, settings); only sums of the loss unless kept"
+    """Loss, gradient and number of ignored of chunks (logits, targets, settings), as if they were one.
+
+    Without keep_entries the loss may be a sum for each chunk: enough for a caller that only sums it up.
+    """
     results = [checked_loss_and_gradient(z, target, settings, ignore_index, needs_grad)
         for z, target, settings in chunks]
     if len(results) == 1: return results[0]
@@ -242,15 +262,15 @@ def _in_chunks(chunks:list[tuple], ignore_index:int, needs_grad:bool, keep_entri
     loss = torch.cat(losses) if keep_entries else torch.stack([part.sum() for part in losses])
     return loss, torch.cat(gradients) if needs_grad else None, sum(ignored)
 
-def _of_active(z:Tensor, target:Tensor, settings:Settings, active:Tensor, ignore_index:int, needs_grad:bool):
-    "Loss and gradient at flat indices of (N, C), in their order, and how many of them are ignored"
+def _loss_of_active(z:Tensor, target:Tensor, settings:Settings, active:Tensor, ignore_index:int, needs_grad:bool):
+    "Loss and gradient at flat indices (K,) of (N, C), both (K,), and how many of these entries are ignored"
     C = z.shape[1]
     chunks = [(z.take(entries), target.take(entries), settings_of_entries(settings, entries, C))
         for entries in active.split(CACHE_ENTRIES)]
     return _in_chunks(chunks, ignore_index, needs_grad)
 
-def _of_all(z:Tensor, target:Tensor, settings:Settings, ignore_index:int, needs_grad:bool, keep_entries:bool):
-    "The same of all entries, in rows: (N, C)"
+def _loss_of_all(z:Tensor, target:Tensor, settings:Settings, ignore_index:int, needs_grad:bool, keep_entries:bool):
+    "Loss, as in `_in_chunks`, and gradient of all entries, (N, C), and how many are ignored; in blocks of rows"
     rows = max(1, CACHE_ENTRIES//z.shape[1])
     if len(z) <= rows: return checked_loss_and_gradient(z, target, settings, ignore_index, needs_grad)
     chunks = [(*part, settings) for part in zip(z.split(rows), target.split(rows))]
@@ -266,15 +286,17 @@ class OnePass(Function):
         target = target.reshape(-1, C)
         active = _active_entries(z, target, settings)
         if active is not None:
-            loss, gradient, ignored = _of_active(z, target, settings, active, ignore_index, needs_grad)
+            loss, gradient, ignored = _loss_of_active(z, target, settings, active, ignore_index, needs_grad)
         else:
             keep_entries = reduction == 'none'
-            loss, gradient, ignored = _of_all(z, target, settings, ignore_index, needs_grad, keep_entries)
-        if needs_grad: ctx.save_for_backward(gradient, active)
+            loss, gradient, ignored = _loss_of_all(z, target, settings, ignore_index, needs_grad, keep_entries)
+        if needs_grad: ctx.save_for_backward(gradient, active)      # (N, C) and None, or (K,) and (K,)
         ctx.double_backward = double_backward
         ctx.shape = input.shape
         ctx.dtype = input.dtype
-        ctx.count = {'mean': z.numel()-ignored, 'batchmean': len(z)}.get(reduction, 1)
+        ctx.count = 1                                               # what the sum is divided by
+        if reduction == 'mean': ctx.count = z.numel()-ignored
+        if reduction == 'batchmean': ctx.count = len(z)
         if reduction != 'none': return loss.sum() if ctx.count == 1 else loss.sum()/ctx.count
         if active is not None: loss = z.new_zeros(z.numel()).index_copy_(0, active, loss)
         return loss.view(input.shape)
