@@ -26,11 +26,11 @@ from .posterior import LINK_SETTINGS, posterior
 
 # %% ../nbs/04_linear.ipynb #a62c8cf7
 BUDGET = 24*2**20                      # bytes that a tile may take, with what is computed from it
-BYTES_OF_ENTRY = 16                    # of an entry of a tile
+BYTES_OF_ENTRY = 16                    # of a tile's entry: its logit, later its gradient, and what a search writes
 MOST_ROWS = 512                        # of a tile: enough to pay for reading a block of the weight
 
 def _tiling(rows:int, features:int, dtype:torch.dtype, budget:int) -> Tiling:
-    "The size of tiles that stay within the budget"
+    "The largest tile within a budget of bytes, for a batch of so many rows and features"
     rows = max(1, min(rows, MOST_ROWS, budget//(SEARCH_GROUP*BYTES_OF_ENTRY)))
     bytes_of_class = rows*BYTES_OF_ENTRY + 2*features*dtype.itemsize
     groups = budget//bytes_of_class//SEARCH_GROUP
@@ -44,13 +44,13 @@ class _NeedsGrad(NamedTuple):
     bias: bool
 
 class _Call(NamedTuple):
-    "What a call computes from hidden, weight and bias"
+    "What a call of the loss computes from hidden (..., D), weight (C, D) and bias (C,), and how"
     labels: DenseLabels|ListedLabels
     options: LossOptions               # with the settings of all classes
     needs_grad: _NeedsGrad
     sparse_grad: bool
     tiling: Tiling
-    shares: dict[str, int]             # how many entries were active, and how many were in tiles of each way
+    counts: dict[str, int]             # of entries: active ones, and those in tiles of each kind; filled by the call
 
 # %% ../nbs/04_linear.ipynb #5cc3c1cb
 class _Part(NamedTuple):
@@ -60,16 +60,17 @@ class _Part(NamedTuple):
     bias: Tensor|None                  # (c,)
     options: LossOptions
 
-def _part(classes, weight, bias, dtype, options):
-    "The part of a head, (C, D), that a slice of its classes is"
+def _part(classes:slice, weight:Tensor, bias:Tensor|None, dtype:torch.dtype, options:LossOptions) -> _Part:
+    "The part of a head, with weight (C, D) and bias (C,), that a slice of its classes is; it computes in dtype"
     settings = Settings._make(of_classes(value, classes) for value in options.settings)
     bias = None if bias is None else bias[classes].to(dtype)
     return _Part(classes, weight[classes].to(dtype), bias, options._replace(settings=settings))
 
-def _logits(hidden, part, buffer):
-    "Logits of a tile, (n, c), in the buffer"
-    shape = len(hidden), len(part.weight)
-    logits = buffer[:shape[0]*shape[1]].view(shape)
+def _logits(hidden:Tensor, part:_Part, buffer:Tensor) -> Tensor:
+    "Logits (n, c) of hidden (n, D); they take the first n*c places of the buffer, which is flat"
+    n = len(hidden)
+    c = len(part.weight)
+    logits = buffer[:n*c].view(n, c)
     if part.bias is None: return torch.mm(hidden, part.weight.t(), out=logits)
     return torch.addmm(part.bias, hidden, part.weight.t(), out=logits)
 
@@ -88,7 +89,7 @@ class _Sums(NamedTuple):
     is_active: Tensor                  # (c,), bool: classes whose gradient is more than zeros
 
     def tile(self, rows:slice, hidden:Tensor, weight:Tensor) -> Tile:
-        "The same for some of the rows, and what they are made of"
+        "The tile of some of the rows: their hidden (n, D), the classes' weight (c, D), and its share of the sums"
         hidden_grad = None if self.hidden is None else self.hidden[rows]
         return Tile(hidden, weight, hidden_grad, self.weight, self.bias, self.is_active)
 
@@ -97,9 +98,9 @@ class _Gradients:
     "The gradients of hidden (N, D), weight (C, D) and bias (C,), filled part by part; None for those that nobody needs"
     def __init__(self, hidden:Tensor, weight:Tensor, needs_grad:_NeedsGrad):
         self.hidden = torch.zeros_like(hidden) if needs_grad.hidden else None
-        self.weight = torch.empty_like(weight) if needs_grad.weight else None
+        self.weight = torch.empty_like(weight) if needs_grad.weight else None     # `start` makes its zeros
         self.bias = hidden.new_zeros(len(weight)) if needs_grad.bias else None
-        self.in_place = weight.dtype == hidden.dtype       # else the weight's are added up elsewhere, and copied
+        self.in_place = weight.dtype == hidden.dtype       # else `start` gives other memory, and `end` copies
 
     def start(self, classes:slice, hidden:Tensor) -> _Sums:
         "Zeros for the gradients of a slice of the classes"
@@ -112,7 +113,7 @@ class _Gradients:
         return _Sums(classes, self.hidden, weight, bias, is_active)
 
     def end(self, sums:_Sums):
-        "These classes have been through all rows"
+        "Take over the gradients of these classes, which have been through all rows"
         if self.weight is None or sums.weight is None or self.in_place: return
         self.weight[sums.classes] = sums.weight
 
@@ -122,7 +123,7 @@ class _Gradients:
 
 # %% ../nbs/04_linear.ipynb #d2b97e32
 class _SparseGradients(_Gradients):
-    "The same, but of weight and bias only the active classes, one after the other"
+    "The same, but those of weight and bias are sparse: self.weight holds the active classes, one after the other"
     def __init__(self, hidden:Tensor, weight:Tensor, needs_grad:_NeedsGrad):
         super().__init__(hidden, weight, needs_grad)
         self.in_place = False
@@ -130,32 +131,34 @@ class _SparseGradients(_Gradients):
         self.C = len(weight)
 
     def end(self, sums:_Sums):
+        "Take over the active ones of these classes"
         active = sums.is_active.nonzero().view(-1)
         start = sum(map(len, self.active))
         if self.weight is not None and sums.weight is not None:
             self.weight[start:start+len(active)] = sums.weight[active]
         self.active.append(active+sums.classes.start)
 
-    def result(self):
-        if not self.active: return super().result()
+    def result(self) -> tuple[Tensor|None, Tensor|None, Tensor|None]:
+        "Those of hidden, dense, and of weight and bias, sparse in their first dimension"
+        if not self.active: return super().result()        # a head without classes
         active = torch.cat(self.active)
         weight = None if self.weight is None else _sparse_rows(self.weight[:len(active)], active, self.C)
         bias = None if self.bias is None else _sparse_rows(self.bias[active], active, self.C)
         return self.hidden, weight, bias
 
 # %% ../nbs/04_linear.ipynb #ad895877
-def _tile(call, part, hidden, rows, buffer, sums):
-    "Loss of a tile; its gradients are added to the sums"
+def _loss_of_tile(call:_Call, part:_Part, hidden:Tensor, rows:slice, buffer:Tensor, sums:_Sums) -> Tensor:
+    "Loss of a tile, some rows of hidden (N, D) and the classes of a part, summed; its gradients are added to the sums"
     hidden = hidden[rows]
     logits = _logits(hidden, part, buffer)
     labels = call.labels.tile(rows, part.classes)
     most = MOST_ACTIVE_COMPILED if call.options.compiled else MOST_ACTIVE_IN_TILE
     active = active_entries(logits, labels, part.options.settings, most)
     loss, gradient = tile_loss(logits, labels, active, part.options)
-    call.shares['active'] += logits.numel() if active is None else len(active)
+    call.counts['active'] += logits.numel() if active is None else len(active)
     if gradient is not None:
-        way = tile_products(sums.tile(rows, hidden, part.weight), logits, active, gradient)
-        call.shares[way] += logits.numel()
+        kind = tile_products(sums.tile(rows, hidden, part.weight), logits, active, gradient)
+        call.counts[kind] += logits.numel()
     return loss
 
 def _loss_and_gradients(call:_Call, hidden:Tensor, weight:Tensor, bias:Tensor|None):
@@ -165,13 +168,13 @@ def _loss_and_gradients(call:_Call, hidden:Tensor, weight:Tensor, bias:Tensor|No
     C = len(weight)
     total = torch.zeros((), dtype=torch.float64, device=hidden.device)
     buffer = hidden.new_empty(call.tiling.rows*min(call.tiling.classes, C))
-    kind = _SparseGradients if call.sparse_grad else _Gradients
-    gradients = kind(hidden, weight, call.needs_grad)
+    gradients_class = _SparseGradients if call.sparse_grad else _Gradients
+    gradients = gradients_class(hidden, weight, call.needs_grad)
     for classes in slices(C, call.tiling.classes):
         part = _part(classes, weight, bias, dtype, call.options)
         sums = gradients.start(classes, hidden)
         for rows in slices(len(hidden), call.tiling.rows):
-            total += _tile(call, part, hidden, rows, buffer, sums)
+            total += _loss_of_tile(call, part, hidden, rows, buffer, sums)
         gradients.end(sums)
     return total, gradients.result()
 
@@ -179,14 +182,14 @@ def _loss_and_gradients(call:_Call, hidden:Tensor, weight:Tensor, bias:Tensor|No
 INSTEAD = 'linear_asymmetric_loss: {} needs the logits whole; use F.linear and asymmetric_loss_multi_label'
 TWICE = 'linear_asymmetric_loss: a second backward needs retain_graph=True in the first'
 
-def _like(gradient, tensor):
+def _like(gradient:Tensor|None, tensor:Tensor) -> Tensor|None:
     "A gradient with the dtype and the shape of what it belongs to"
     if gradient is None: return None
     gradient = gradient.to(tensor.dtype)
     return gradient if gradient.is_sparse else gradient.view(tensor.shape)
 
-def _scale_(gradient, factor):
-    "gradient*factor in place; on the values of a sparse tensor, which then stays known to be coalesced"
+def _scale_(gradient:Tensor, factor:Tensor) -> Tensor:
+    "gradient*factor, of shape (), in place; on the values of a sparse tensor, which stays known to be coalesced"
     if factor == 1: return gradient
     values = stored_entries(gradient)[1] if gradient.is_sparse else gradient
     values.mul_(factor.to(gradient.dtype))
@@ -194,11 +197,12 @@ def _scale_(gradient, factor):
 
 # %% ../nbs/04_linear.ipynb #0e2cbbfe
 class _Linear(Function):
-    "Head and loss; gradients are computed along with the loss"
+    "Head and loss, a number; gradients are computed along with it, by loss_and_gradients(hidden, weight, bias)"
     @staticmethod
     def forward(ctx, hidden, weight, bias, loss_and_gradients):
         total, gradients = loss_and_gradients(hidden, weight, bias)
         inputs = hidden, weight, bias
+        # Not saved as tensors are: backward writes to them, gives them away and forgets them
         ctx.gradients = [_like(gradient, tensor) for gradient, tensor in zip(gradients, inputs)]
         return total.to(at_least_float32(hidden, weight))
 
@@ -233,12 +237,12 @@ def stand_in_logits(hidden:Tensor, weight:Tensor, bias:Tensor|None) -> Tensor:
     return one.expand(*hidden.shape[:-1], len(weight))
 
 # %% ../nbs/04_linear.ipynb #3e327b92
-def _checked_settings(logits, given, detach):
-    "The settings, given by name"
+def _checked_settings(logits:Tensor, given:dict[str, Any], detach:bool) -> Settings:
+    "The settings, given by name and checked: each a number, or a constant tensor with one value a class, (C,)"
     for name, value in given.items():
         if isinstance(value, Tensor) and value.requires_grad:
             raise ValueError(f'{name}: got a tensor that requires grad, needs a constant')
-    if given['eps'] is None: given['eps'] = 0.
+    if given['eps'] is None: given = given|dict(eps=0.)
     checked:dict[str, Any] = {name: check_setting(name, value, logits, logits.dtype) for name, value in given.items()}
     return Settings(**checked, detach=detach)
 
@@ -251,24 +255,26 @@ def is_listed(target) -> bool:
     return target.layout != torch.strided or not (target.is_floating_point() or target.dtype == torch.bool)
 
 def check_target(logits:Tensor, target:Tensor, reduction:str):
-    "The checks that need no look into the target"
+    "The checks that need no look into the target; logits (..., C) may be a stand-in"
     check_arguments(logits, logits if is_listed(target) else target, reduction)
     if reduction == 'none': raise ValueError(NO_NONE)
 
-def _labels_of_tiles(target, logits, ignore_index, tiling):
-    "The labels of tiles, of a target of any kind that has been checked"
+def _labels_of_tiles(target:Tensor, logits:Tensor, ignore_index:int, tiling:Tiling) -> ListedLabels|DenseLabels:
+    "The labels of tiles, of a target of any kind that `check_target` has seen"
     if target.device != logits.device:
         raise ValueError(f'target: got device {target.device}, needs {logits.device}')
     C = logits.shape[-1]
     if is_listed(target): return ListedLabels(target, logits.shape[:-1], C, ignore_index, tiling)
     return DenseLabels(target, C, ignore_index)
 
-def _divided_settings(settings, reduction, labels, rows, dtype):
-    "Settings whose weight is divided by what the loss is: nan if that is nothing"
+def _divided_settings(settings:Settings, reduction:str, labels:ListedLabels|DenseLabels, rows:int,
+        dtype:torch.dtype) -> Settings:
+    "The settings, their weight divided by what the reduction divides the sum of the loss by; nan if that is 0"
     if reduction == 'sum': return settings
     count = labels.count() if reduction == 'mean' else rows
-    if isinstance(count, Tensor): return settings._replace(weight=settings.weight/count.to(dtype))
-    return settings._replace(weight=settings.weight/count if count else math.nan)
+    if isinstance(count, Tensor): weight = settings.weight/count.to(dtype)
+    else: weight = settings.weight/count if count else math.nan
+    return settings._replace(weight=weight)
 
 # %% ../nbs/04_linear.ipynb #ff5a26c4
 @not_compiled
@@ -318,7 +324,7 @@ def linear_asymmetric_loss(
         For `create_graph=True` and under `torch.func`, which need the logits whole.
     """
     if functorch_active(): raise RuntimeError(INSTEAD.format('torch.func'))
-    logits = stand_in_logits(hidden, weight, bias)
+    logits = stand_in_logits(hidden, weight, bias)         # for checks: there is no memory behind it
     rows = logits.shape[:-1].numel()
     given = dict(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, eps=eps, smoothing=smoothing, weight=class_weight,
         pos_weight=pos_weight)
@@ -331,12 +337,14 @@ def linear_asymmetric_loss(
     inputs = hidden, weight, bias
     needs_grad = _NeedsGrad._make(torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs)
     options = LossOptions(settings, ignore_index, any(needs_grad), bool(compiled))
-    shares:dict[str, int] = dict.fromkeys(('active', 'skipped', 'sparse', 'columns', 'dense'), 0)
-    call = _Call(labels, options, needs_grad, sparse_grad, tiling, shares)
+    counts:dict[str, int] = dict.fromkeys(('active', 'skipped', 'sparse', 'columns', 'dense'), 0)
+    call = _Call(labels, options, needs_grad, sparse_grad, tiling, counts)
     with torch.autocast(hidden.device.type, enabled=False):
         loss = _Linear.apply(*inputs, partial(_loss_and_gradients, call))
-    if stats is not None: stats.update({name: count/max(logits.numel(), 1) for name, count in shares.items()})
-    return loss if rows or reduction == 'sum' else loss+math.nan
+    if stats is not None:
+        entries = max(logits.numel(), 1)
+        stats.update({name: count/entries for name, count in counts.items()})
+    return loss if rows or reduction == 'sum' else loss+math.nan       # a mean of nothing
 
 # %% ../nbs/04_linear.ipynb #671d2940
 TOPK_SHARE = 4                         # one in so many bytes of the budget is a tile's: posterior and topk need more
@@ -345,21 +353,25 @@ def check_k(k:int, C:int):
     "k classes can be the most probable of C"
     if not 1 <= k <= C: raise ValueError(f'k: got {k}, needs a number from 1 to {C}')
 
-def _merge_topk(best, scores, first_class, k):
+def _merge_topk(best:tuple[Tensor, Tensor], scores:Tensor, first_class:int, k:int) -> tuple[Tensor, Tensor]:
     "The k largest (values, classes) of what was best so far and of scores (N, c) of the classes from first_class on"
+    best_values, best_classes = best
     values, classes = scores.topk(min(k, scores.shape[1]))
-    values = torch.cat([best[0], values], 1)
-    classes = torch.cat([best[1], classes+first_class], 1)
+    values = torch.cat([best_values, values], 1)
+    classes = torch.cat([best_classes, classes+first_class], 1)
     values, order = values.topk(min(k, values.shape[1]))
     return values, classes.gather(1, order)
 
-def _topk_of_rows(hidden, weight, bias, k, settings, classes_of_tile):
-    "Scores and indices of the k best classes, (N, k): ranked by logits, or by posteriors if settings are given"
+def _topk_of_rows(hidden:Tensor, weight:Tensor, bias:Tensor|None, k:int, settings:Mapping[str, Any],
+        classes_of_tile:int) -> tuple[Tensor, Tensor]:
+    "Scores and indices of the k best classes, (N, k): ranked by posteriors, or by logits if settings are empty"
     best = hidden.new_empty(len(hidden), 0), hidden.new_empty(len(hidden), 0, dtype=torch.long)
     for classes in slices(len(weight), classes_of_tile):
         bias_here = None if bias is None else bias[classes].to(hidden.dtype)
         scores = F.linear(hidden, weight[classes].to(hidden.dtype), bias_here)
-        if settings: scores = posterior(scores, **{name: of_classes(v, classes) for name, v in settings.items()})
+        if settings:
+            settings_here = {name: of_classes(value, classes) for name, value in settings.items()}
+            scores = posterior(scores, **settings_here)
         best = _merge_topk(best, scores, classes.start, k)
     return best
 
@@ -370,15 +382,16 @@ def topk_in_tiles(hidden:Tensor, weight:Tensor, bias:Tensor|None, k:int, setting
     "Posteriors and indices of the k most probable classes, (..., k); raw: what they are ranked by, not posteriors"
     logits = stand_in_logits(hidden, weight, bias)
     check_k(k, len(weight))
-    by_posterior = any(map(per_class, settings.values()))
+    by_posterior = any(map(per_class, settings.values()))              # else logits give the same order
+    ranked_by = settings if by_posterior else {}
     shape = *hidden.shape[:-1], k
     hidden = hidden.reshape(-1, hidden.shape[-1]).to(logits.dtype)
     tiling = _tiling(len(hidden), hidden.shape[-1], logits.dtype, budget//TOPK_SHARE)
     values = hidden.new_empty(len(hidden), k)
     classes = hidden.new_empty(len(hidden), k, dtype=torch.long)
     for rows in slices(len(hidden), tiling.rows):
-        scores, classes[rows] = _topk_of_rows(hidden[rows], weight, bias, k, settings if by_posterior else {},
-            tiling.classes)
+        scores, best = _topk_of_rows(hidden[rows], weight, bias, k, ranked_by, tiling.classes)
+        classes[rows] = best
         values[rows] = scores if by_posterior or raw else posterior(scores, **settings)
     return values.view(shape), classes.view(shape)
 
@@ -421,7 +434,8 @@ class LinearAsymmetricLoss(nn.Module):
     def forward(self, hidden:Tensor, target:Tensor, stats:dict|None=None) -> Tensor:
         "The loss, a scalar, of what the head sees, (..., D), and a target of any kind as in `linear_asymmetric_loss`."
         given = self.loss.settings()
-        return linear_asymmetric_loss(hidden, self.weight, self.bias, target, class_weight=given.pop('weight'), **given,
+        class_weight = given.pop('weight')                 # as the function calls it: its weight is the head's
+        return linear_asymmetric_loss(hidden, self.weight, self.bias, target, class_weight=class_weight, **given,
             sparse_grad=self.sparse_grad, budget=self.budget, compiled=self.compiled, stats=stats)
 
     def predict_topk(self, hidden:Tensor, k:int) -> tuple[Tensor, Tensor]:
