@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd import Function
 
-from .common import LOG_SERIES, Settings, TANH_SERIES, pack, unpack
+from .common import LOG_SERIES, Settings, TANH_SERIES, TANH_SERIES_UPTO, pack, unpack
 from .checks import invalid_target
 from .reference import multi_label_reference, single_label_reference, split_logit
 from .torch_private import assert_on_device
@@ -24,6 +24,7 @@ jit: Any = triton.jit           # Any: by its annotations a constexpr is no numb
 
 EXP_COEFS = tl.constexpr(tuple(1/math.factorial(i) for i in range(8)))
 TANH_COEFS = tl.constexpr(TANH_SERIES)
+TANH_UPTO = tl.constexpr(TANH_SERIES_UPTO)
 LOG_COEFS = tl.constexpr(LOG_SERIES)
 LOG2_E = tl.constexpr(1.4426950408889634)
 LOG_2_SHORT = tl.constexpr(.693359375)                            # has 9 bits: n*LOG_2_SHORT is exact
@@ -40,8 +41,8 @@ def _polynomial(COEFS: tl.constexpr, COUNT: tl.constexpr, x):
 
 # %% ../../nbs/26_ops.gpu.ipynb #4c323f05
 @jit
-def _reduced(x):
-    "n and r of Eq. (1); nan stays nan"
+def _range_reduced(x):
+    "n and r of Eq. (1), exp(x) = 2**n * exp(r); nan stays nan"
     x = tl.where(x < LOWEST, LOWEST, x)
     n = tl.floor(x*LOG2_E + .5)
     return n, (x - n*LOG_2_SHORT) + n*LOG_2_EXCESS
@@ -53,13 +54,10 @@ def _scaled_exp(n, r):
     return tl.where(n < -126., 0., power_of_2*_polynomial(EXP_COEFS, 8, r))
 
 # %% ../../nbs/26_ops.gpu.ipynb #0c867a0f
-HALF_ROOT_BITS = tl.constexpr(0x3f3504f3)                         # those of sqrt(1/2) in float32
-LOG_2 = tl.constexpr(.6931471805599453)
-
 @jit
 def _whole_power(n, x, WHOLE: tl.constexpr):
     "(2**n * x)**WHOLE for WHOLE from 0 to 16, by multiplication; 0**0 is 1"
-    factor = _scaled_exp(tl.zeros_like(x) + n, 0.)*x
+    factor = _scaled_exp(tl.zeros_like(x) + n, 0.)*x              # n may be a number
     out = tl.full(x.shape, 1., tl.float32)
     for i in tl.static_range(5):  # pyright: ignore[reportGeneralTypeIssues] - annotated as if empty
         if (WHOLE>>i) & 1: out *= factor
@@ -67,20 +65,24 @@ def _whole_power(n, x, WHOLE: tl.constexpr):
     return out
 
 # %% ../../nbs/26_ops.gpu.ipynb #4f981579
+HALF_ROOT_BITS = tl.constexpr(0x3f3504f3)                         # those of sqrt(1/2) in float32
+LOG_2 = tl.constexpr(.6931471805599453)
+UPPER_BITS = tl.constexpr(-65536)                                 # the upper half of the bits of a float32
+
 @jit
 def _real_power(n, x, gamma):
     "(2**n * x)**gamma for gamma >= 0; 0**0 is 1"
     gamma = tl.zeros_like(x) + gamma
     bits = x.to(tl.int32, bitcast=True)
     k = (bits-HALF_ROOT_BITS)>>23                                 # floor(log2 x + 1/2)
-    f = (bits-(k<<23)).to(tl.float32, bitcast=True)
-    a = (f-1)/(f+1)
+    f = (bits-(k<<23)).to(tl.float32, bitcast=True)               # x/2**k, from sqrt(1/2) to sqrt(2)
+    a = (f-1)/(f+1)                                               # log f = 2 atanh(a)
     k = k.to(tl.float32) + n
-    short_gamma = (gamma.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+    short_gamma = (gamma.to(tl.int32, bitcast=True) & UPPER_BITS).to(tl.float32, bitcast=True)
     whole = tl.floor(k*short_gamma + .5)                          # k*short_gamma is exact
     rest = ((k*short_gamma - whole) + k*(gamma-short_gamma))*LOG_2
     rest += gamma*(a*_polynomial(LOG_COEFS, 5, a*a))
-    m, r = _reduced(rest)
+    m, r = _range_reduced(rest)
     return tl.where(x > 0, _scaled_exp(whole+m, r), tl.where(gamma > 0, 0., 1.))
 
 @jit
@@ -92,13 +94,13 @@ def _power(x, gamma, WHOLE: tl.constexpr, n=0):
 # %% ../../nbs/26_ops.gpu.ipynb #04a52b3e
 @jit
 def _sigmoids(z):
-    "p, 1-p and log(1+exp(-|z|))"
-    n, r = _reduced(-tl.abs(z))
+    "p, q = 1-p and log(1+exp(-|z|)): the smaller of -log p and -log q, to which the larger adds |z|"
+    n, r = _range_reduced(-tl.abs(z))
     e = _scaled_exp(n, r)
     larger = 1/(1+e)
     a = e/(2+e)                                                   # log(1+e) = 2 atanh(e/(2+e))
-    log_s = a*_polynomial(LOG_COEFS, 5, a*a)
-    return tl.where(z > 0, larger, e*larger), tl.where(z > 0, e*larger, larger), log_s
+    log_total = a*_polynomial(LOG_COEFS, 5, a*a)
+    return tl.where(z > 0, larger, e*larger), tl.where(z > 0, e*larger, larger), log_total
 
 @jit
 def _focal_term(p, q, minus_log_p, gamma, WHOLE: tl.constexpr, ceiling, DETACH: tl.constexpr):
@@ -116,19 +118,19 @@ def _shifted_probability(z, p, q, margin, margin_rest, margin_high, margin_low):
     d = (z-margin_high) - margin_low
     d = tl.where(d < 0, 0., d)
     tanh = d*_polynomial(TANH_COEFS, 6, d*d)                      # tanh(d/2), exact for small d only
-    return d, tl.where(d < 1.25, tanh*(p*margin_rest + q*margin), p*margin_rest - q*margin)
+    return d, tl.where(d < TANH_UPTO, tanh*(p*margin_rest + q*margin), p*margin_rest - q*margin)
 
 @jit
-def _shifted_term(z, p, q, log_s, gamma, WHOLE: tl.constexpr, margin, margin_rest, margin_high, margin_low,
+def _shifted_term(z, p, q, log_total, gamma, WHOLE: tl.constexpr, margin, margin_rest, margin_high, margin_low,
     ceiling, DETACH: tl.constexpr):
     "p_m**gamma * -log(1-p_m), and its derivative by z"
     d, p_m = _shifted_probability(z, p, q, margin, margin_rest, margin_high, margin_low)
     focus = _power(p_m, gamma, WHOLE)
-    u = q + margin                                                # 1-p_m above the margin
-    a = p_m/(2-p_m)
-    minus_log = tl.where(p_m < .5, a*_polynomial(LOG_COEFS, 5, a*a), -tl.log(tl.where(margin > 0, u, 1.)))
-    minus_log = tl.where(margin > 0, minus_log, tl.where(z < 0, 0., z) + log_s)
-    slope = tl.where(minus_log <= ceiling, tl.where(margin > 0, q/u, 1.), minus_log*0)
+    rest = q + margin                                             # 1-p_m above the margin
+    a = p_m/(2-p_m)                                               # -log(1-p_m) = 2 atanh(a)
+    minus_log = tl.where(p_m < .5, a*_polynomial(LOG_COEFS, 5, a*a), -tl.log(tl.where(margin > 0, rest, 1.)))
+    minus_log = tl.where(margin > 0, minus_log, tl.where(z < 0, 0., z) + log_total)
+    slope = tl.where(minus_log <= ceiling, tl.where(margin > 0, q/rest, 1.), minus_log*0)
     minus_log = tl.where(minus_log > ceiling, ceiling, minus_log)
     if not DETACH: slope += q*(gamma*(minus_log/tl.where(p_m > 0, p_m, 1.)))
     return tl.where(d <= 0, 0., focus*minus_log), tl.where(d <= 0, 0., p*(focus*slope))
@@ -165,7 +167,7 @@ def _any_active(z, y, margin_high, exists):
 # %% ../../nbs/26_ops.gpu.ipynb #cbc27465
 @jit
 def _of_classes(number, table, LINE: tl.constexpr, c, C, mask, PER_CLASS: tl.constexpr):
-    "A setting: the number, or what the line of the table has for the classes c"
+    "A setting: the number, or what the line of the table, (lines, C), has for the classes c"
     return tl.load(table + LINE*C + c, mask, 0.) if PER_CLASS else number
 
 # %% ../../nbs/26_ops.gpu.ipynb #6febe4ff
@@ -173,22 +175,24 @@ def _of_classes(number, table, LINE: tl.constexpr, c, C, mask, PER_CLASS: tl.con
 def _loss_and_gradient(z, y, c, C, table, gamma_neg, gamma_pos, margin, margin_rest, margin_high, margin_low,
     weight, pos_weight, ceiling, WHOLE_NEG: tl.constexpr, WHOLE_POS: tl.constexpr, HAS_MARGIN: tl.constexpr,
     PER_CLASS: tl.constexpr, DETACH: tl.constexpr):
-    "Loss of each entry and its derivative by z. Of the settings, margin_high is that of the classes c already"
-    gamma_neg = _of_classes(gamma_neg, table, 0, c, C, c < C, PER_CLASS)
-    gamma_pos = _of_classes(gamma_pos, table, 1, c, C, c < C, PER_CLASS)
-    weight = _of_classes(weight, table, 6, c, C, c < C, PER_CLASS)
-    pos_weight = _of_classes(pos_weight, table, 7, c, C, c < C, PER_CLASS)
-    p, q, log_s = _sigmoids(z)
-    minus_log_p = log_s + tl.where(z > 0, 0., -z)
+    "Loss of each entry and its derivative by z, (ROWS, COLS). margin_high is that of the classes c already"
+    in_range = c < C
+    gamma_neg = _of_classes(gamma_neg, table, 0, c, C, in_range, PER_CLASS)
+    gamma_pos = _of_classes(gamma_pos, table, 1, c, C, in_range, PER_CLASS)
+    weight = _of_classes(weight, table, 6, c, C, in_range, PER_CLASS)
+    pos_weight = _of_classes(pos_weight, table, 7, c, C, in_range, PER_CLASS)
+    p, q, log_total = _sigmoids(z)
+    minus_log_p = log_total + tl.where(z > 0, 0., -z)
     pos, pos_gradient = _focal_term(p, q, minus_log_p, gamma_pos, WHOLE_POS, ceiling, DETACH)
     if HAS_MARGIN:
-        margin = _of_classes(margin, table, 2, c, C, c < C, PER_CLASS)
-        margin_rest = _of_classes(margin_rest, table, 3, c, C, c < C, PER_CLASS)
-        margin_low = _of_classes(margin_low, table, 5, c, C, c < C, PER_CLASS)
-        neg, neg_gradient = _shifted_term(z, p, q, log_s, gamma_neg, WHOLE_NEG, margin, margin_rest,
+        margin = _of_classes(margin, table, 2, c, C, in_range, PER_CLASS)
+        margin_rest = _of_classes(margin_rest, table, 3, c, C, in_range, PER_CLASS)
+        margin_low = _of_classes(margin_low, table, 5, c, C, in_range, PER_CLASS)
+        neg, neg_gradient = _shifted_term(z, p, q, log_total, gamma_neg, WHOLE_NEG, margin, margin_rest,
             margin_high, margin_low, ceiling, DETACH)
     else:
-        minus_log_q = log_s + tl.where(z < 0, 0., z)
+        minus_log_q = log_total + tl.where(z < 0, 0., z)
+        # q's logit is -z: minus the derivative by it is the one by z
         neg, neg_gradient = _focal_term(q, p, minus_log_q, gamma_neg, WHOLE_NEG, ceiling, DETACH)
     loss = weight*(pos_weight*y*pos + (1-y)*neg)
     return loss, weight*((1-y)*neg_gradient - pos_weight*y*pos_gradient)
@@ -211,7 +215,7 @@ def _multi_label_losses(input, target, losses, sums, table,
         loss, _ = _loss_and_gradient(z, y, c, C, table, gamma_neg, gamma_pos, margin, margin_rest, margin_high,
             margin_low, weight, pos_weight, ceiling, WHOLE_NEG, WHOLE_POS, HAS_MARGIN, PER_CLASS, DETACH)
     loss = tl.where(counts, loss, 0.)
-    sums += 3*tl.program_id(0)
+    sums += 3*tl.program_id(0)                                    # three numbers a program
     if STORE: tl.store(losses + n*losses_n + c*losses_c, loss, exists)
     else: tl.store(sums, tl.sum(loss))
     tl.store(sums+1, tl.sum(counts.to(tl.float32)))
@@ -239,7 +243,7 @@ def _multi_label_gradients(input, target, output_gradient, gradient, table,
 
 # %% ../../nbs/26_ops.gpu.ipynb #2b9e5a93
 def _whole_gamma(gamma:float|Tensor) -> int:
-    "A gamma that is to be a constant of the kernel, -1 if it is not a small whole number"
+    "A gamma that is to be a constant of the kernel, -1 if it is not one that `_whole_power` takes"
     return int(gamma) if not isinstance(gamma, Tensor) and gamma == int(gamma) and gamma <= 16 else -1
 
 def _kernel_number(setting:float|Tensor) -> float:
@@ -269,8 +273,9 @@ def _multi_label_arguments(input:Tensor, target:Tensor, s:Settings, ignore_index
     margin_high, margin_low = _margin_logit(s.clip)
     settings = dict(gamma_neg=s.gamma_neg, gamma_pos=s.gamma_pos, margin=s.clip, margin_rest=1-s.clip,
         margin_high=margin_high, margin_low=margin_low, weight=s.weight, pos_weight=s.pos_weight)
+    # in this order they are lines 0 to 7 of the table, by which numbers the kernels read them
     table = _settings_table(settings.values(), input.shape[-1], input.device)
-    flat = table is None and input.is_contiguous() and target.is_contiguous()
+    flat = table is None and input.is_contiguous() and target.is_contiguous()      # all entries are alike
     shape = (1, -1) if flat else (-1, input.shape[-1])
     input = input.reshape(shape)
     target = target.reshape(shape)
@@ -338,7 +343,7 @@ class _MultiLabel(Function):
         input, target, *tensors = ctx.saved_tensors
         settings = unpack(tensors, ctx.rest)
         args = input, target, Settings(*settings), ctx.ignore_index
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled():                               # create_graph=True
             gradient = _reference_gradient(multi_label_reference, *args, ctx.reduction, output_gradient)
         else:
             of_each = (output_gradient/ctx.count).float().expand(input.shape)
@@ -362,8 +367,8 @@ def _difference(z, largest):
     "z-largest in float32, and exp of the unrounded difference as 2**exponent * x: (difference, exponent, x)"
     difference = z - largest
     b = difference - z
-    lost = (z-(difference-b)) - (largest+b)                       # what rounding took away
-    exponent, r = _reduced(difference)
+    lost = (z-(difference-b)) - (largest+b)                       # what rounding took away (Knuth's two-sum)
+    exponent, r = _range_reduced(difference)
     x = _scaled_exp(tl.zeros_like(difference), r + tl.where(difference < LOWEST, 0., lost))
     return difference, exponent, x
 
@@ -393,7 +398,7 @@ NO_LOGIT = tl.constexpr(-float('inf'))                            # its exp is z
 
 @jit
 def _read_classes(rows, exists, start, C, input_c, absent, COLS: tl.constexpr):
-    "COLS classes from start on, (1, COLS), and the logits that the rows have for them, (ROWS, COLS)"
+    "COLS classes from start on, (1, COLS), and their logits, (ROWS, COLS); rows, (ROWS,), point to their first"
     c = start + tl.arange(0, COLS).to(tl.int64)[None, :]
     return c, tl.load(rows[:, None] + c*input_c, exists[:, None] & (c < C), absent).to(tl.float32)
 
@@ -409,7 +414,7 @@ def _largest_and_rest(rows, exists, C, input_c, ROWS: tl.constexpr, COLS: tl.con
         _, exponent, x = _difference(z, tl.where(largest == NO_LOGIT, 0., largest)[:, None])
         rest = tl.sum(tl.where(c == (start+place)[:, None], 0., _scaled_exp(exponent, 0.)*x), 1)
         scale = tl.where(largest == NO_LOGIT, 0., tl.exp(-tl.abs(M-largest)))
-        S = tl.where(largest > M, (S+1)*scale + rest, S + (rest+1)*scale)
+        S = tl.where(largest > M, (S+1)*scale + rest, S + (rest+1)*scale)       # 1: the smaller maximum joins the sum
         k = tl.where(largest > M, start+place, k)
         M = tl.where(largest > M, largest, M)
     return M, k, S + (M-M)                                        # S is nan for infinite logits, and for nan
@@ -422,8 +427,9 @@ def _log_p_of_target(z_t, M, S, is_largest):
     "log p and log(1-p) of the target, by Eq. (2), whether it is the largest or not; (ROWS,), float64"
     log_norm = _log1p(S)
     log_p = tl.where(is_largest, 0., z_t-M) - log_norm
-    log_rest = tl.log(tl.where(S > 0, S, NOT_ZERO)) - log_norm
-    return log_p, tl.where(is_largest, log_rest, tl.log(1 - tl.exp(tl.where(is_largest, -1., log_p))))
+    log_q_k = tl.log(tl.where(S > 0, S, NOT_ZERO)) - log_norm     # of the largest class
+    log_q = tl.log(1 - tl.exp(tl.where(is_largest, -1., log_p)))  # -1: any number, it is not used
+    return log_p, tl.where(is_largest, log_q_k, log_q)
 
 # %% ../../nbs/26_ops.gpu.ipynb #f653117b
 @jit
@@ -440,14 +446,14 @@ def _sums_of_others(rows, exists, t, M, k, S, table, gamma_neg, weight, C, input
     minus_losses = tl.zeros((ROWS,), tl.float64)
     R = tl.zeros((ROWS,), tl.float64)
     M = M.to(tl.float32)[:, None]
-    norm = (1/(1+S)).to(tl.float32)[:, None]
+    p_k = (1/(1+S)).to(tl.float32)[:, None]
     log_norm = _log1p(S).to(tl.float32)[:, None]
     for start in range(0, C, COLS):
         c, z = _read_classes(rows, exists, start, C, input_c, 0., COLS)
         difference, exponent, x = _difference(z, M)
         log_p = difference - log_norm
         gamma, weight_c = _gamma_and_weight(gamma_neg, 1, weight, table, c, C, c < C, PER_CLASS)
-        f = weight_c*_power(x*norm, gamma, WHOLE_NEG, exponent)
+        f = weight_c*_power(x*p_k, gamma, WHOLE_NEG, exponent)
         other = (c < C) & (c != t[:, None])
         minus_losses += tl.sum(tl.where(other, f*log_p, 0.), 1)
         R += tl.sum(tl.where(other & (c != k[:, None]), f*(1+gamma*log_p), 0.), 1)
@@ -456,7 +462,8 @@ def _sums_of_others(rows, exists, t, M, k, S, table, gamma_neg, weight, C, input
 # %% ../../nbs/26_ops.gpu.ipynb #086c2ac5
 @jit
 def _keep_statistics(statistics, row_count, row, exists, M, k, S, R):
-    "Store what backward has to know of each row"
+    "Store what backward has to know of each row, a line of statistics, (4, row_count), for each of four numbers"
+    # line by line: 3*row_count might not fit into 32 bits
     tl.store(statistics + row, M, exists)
     tl.store(statistics + row_count + row, S, exists)
     tl.store(statistics + row_count + row_count + row, R, exists)
@@ -500,7 +507,7 @@ def _single_label_losses(input, target, statistics, losses, table, gamma_pos, ga
 @jit
 def _slopes(log_p, log_q, S, is_largest, gamma_t, weight_t, gamma_k, weight_k, target_share, share,
     SMOOTH: tl.constexpr):
-    "a of Eq. (4) of the target and of the largest class; (ROWS,), float64"
+    "a of Eq. (4) of the target and of the largest class, which may be the same; (ROWS,), float64"
     a_t = -target_share*weight_t*tl.exp(gamma_t*log_q)*(1 - gamma_t*log_p*tl.exp(log_p-log_q))
     if SMOOTH:
         log_norm = _log1p(S)                                      # minus log p of the largest
@@ -510,14 +517,14 @@ def _slopes(log_p, log_q, S, is_largest, gamma_t, weight_t, gamma_k, weight_k, t
         return a_t, tl.where(is_largest, a_t, 0.)
 
 @jit
-def _gradient_parts(a_t, a_k, a_others, log_p, log_q, S, is_largest):
+def _gradient_parts(a_t, a_k, minus_a_others, log_p, log_q, S, is_largest):
     "The sum of a, and the gradients at the largest class, by Eq. (4), and at the target; (ROWS,), float64"
     p_k = 1/(1+S)
-    a_t_once = tl.where(is_largest, 0., a_t)
-    a_k_once = tl.where(is_largest, 0., a_k)
-    total = a_t_once + a_k - a_others
-    at_largest = a_k*S*p_k - p_k*(a_t_once - a_others)
-    at_target = a_t*tl.exp(log_q) - tl.exp(log_p)*(a_k_once - a_others)
+    a_t_once = tl.where(is_largest, 0., a_t)                      # where target and largest are one class
+    a_k_once = tl.where(is_largest, 0., a_k)                      # its a is counted once
+    total = a_t_once + a_k - minus_a_others
+    at_largest = a_k*S*p_k - p_k*(a_t_once - minus_a_others)
+    at_target = a_t*tl.exp(log_q) - tl.exp(log_p)*(a_k_once - minus_a_others)
     return total, at_largest, at_target
 
 # %% ../../nbs/26_ops.gpu.ipynb #f2c259db
@@ -525,9 +532,9 @@ def _gradient_parts(a_t, a_k, a_others, log_p, log_q, S, is_largest):
 def _walk_gradients(rows, gradient_rows, exists, counts, t, k, M, S, total, at_largest, at_target, scale,
     table, gamma_neg, weight, share, C, input_c, gradient_c,
     WHOLE_NEG: tl.constexpr, PER_CLASS: tl.constexpr, SMOOTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
-    "Store a_c - p_c * total, times scale, along the rows; what was computed for the target and the largest class there"
+    "Store a_c - p_c * total along the rows; at_target and at_largest at these two classes; all times scale"
     M = M.to(tl.float32)[:, None]
-    norm = (1/(1+S)).to(tl.float32)[:, None]
+    p_k = (1/(1+S)).to(tl.float32)[:, None]
     log_norm = _log1p(S).to(tl.float32)[:, None]
     total = total.to(tl.float32)[:, None]
     at_largest = at_largest.to(tl.float32)[:, None]
@@ -535,12 +542,12 @@ def _walk_gradients(rows, gradient_rows, exists, counts, t, k, M, S, total, at_l
     for start in range(0, C, COLS):
         c, z = _read_classes(rows, exists, start, C, input_c, 0., COLS)
         difference, exponent, x = _difference(z, M)
-        p = _scaled_exp(exponent, 0.)*x*norm
+        p = _scaled_exp(exponent, 0.)*x*p_k
         a = tl.zeros((ROWS, COLS), tl.float32)
         if SMOOTH:
             gamma, weight_c = _gamma_and_weight(gamma_neg, 1, weight, table, c, C, c < C, PER_CLASS)
             log_p = difference - log_norm
-            a = -share*weight_c*_power(x*norm, gamma, WHOLE_NEG, exponent)*(1 + gamma*log_p)
+            a = -share*weight_c*_power(x*p_k, gamma, WHOLE_NEG, exponent)*(1 + gamma*log_p)
         slope = tl.where(c == k[:, None], at_largest, a - p*total)
         slope = tl.where(c == t[:, None], at_target, slope)
         slope = tl.where(counts[:, None], slope*scale[:, None], 0.).to(gradient_rows.dtype.element_ty)
@@ -634,7 +641,7 @@ class _SingleLabel(Function):
     def backward(ctx, output_gradient):
         input, target, statistics, *tensors = ctx.saved_tensors
         settings = unpack(tensors, ctx.rest)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled():                               # create_graph=True
             gradient = _reference_gradient(single_label_reference, input, target, settings, ctx.ignore_index,
                 ctx.reduction, output_gradient)
         else:

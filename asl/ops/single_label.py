@@ -20,9 +20,10 @@ from .reference import reduce_loss
 
 # %% ../../nbs/25_ops.single_label.ipynb #651e1e62
 BLOCK_ENTRIES = 2**19                          # logits of a block; they fit into the cache
-SMALL = 2**14                                  # with fewer logits only the number of operations counts
-LOWEST_MAXIMUM = -18                           # from here on exp(z) has all its digits where p > 1e-30
-HIGHEST_MAXIMUM = 30                           # up to here no sum of exp(z) overflows
+FLOAT32_ABOVE = 2**14                          # with fewer logits float64 is no slower: operations count, not bytes
+HIGHEST_PRODUCT = 8                            # float32's p**gamma has gamma times the rounding error of p
+LOWEST_MAXIMUM = -18                           # of a row: from here on exp(z) has all its digits where p > 1e-30
+HIGHEST_MAXIMUM = 30                           # of a row: up to here no sum of exp(z) overflows
 LOG_HALF = math.log(.5)                        # only one class of a row can be above it
 ALMOST_ZERO = -1e-4                            # up to this log p, float64 leaves 1-p at least 12 digits
 
@@ -33,44 +34,47 @@ class SingleLabelSettings(NamedTuple):
     eps: float
     weight: float|Tensor
 
-def _whole_number(gamma):
-    "Whether powers of p are taken by multiplication"
-    return not isinstance(gamma, Tensor) and gamma == int(gamma) and gamma <= 8
+def _is_product(gamma):
+    "Whether p**gamma is a product of few factors p, which float32 computes exactly enough"
+    return not isinstance(gamma, Tensor) and gamma == int(gamma) and gamma <= HIGHEST_PRODUCT
 
 # %% ../../nbs/25_ops.single_label.ipynb #ed800138
 class Softmax(NamedTuple):
-    "The softmax of rows; p and log p are (N, C, D), the others (N, 1, D) in float64"
+    "The softmax of rows: of entries, (N, C, D), of the target and the top (the largest) class, (N, 1, D) in float64"
     p: Tensor
     log_p: Tensor
     log_p_target: Tensor
-    log_p_top: Tensor          # of the largest class
-    certain_from: float        # where log p is above, 1-p has to be taken from the sum of the other classes
+    log_p_top: Tensor
+    certain_from: float        # a class whose log p is above is certain: its 1-p is the sum of the others' p
 
 def _softmax_in_float32(logits, index, largest, out):
-    "Softmax of logits whose largest are moderate, in out if given"
+    "Softmax of float32 logits whose largest, (N, 1, D), are moderate; its p lies in out if given"
     p = torch.exp(logits, out=out)
     log_total = torch.log(p.sum(1, keepdim=True).double())
     log_p_target = logits.gather(1, index)-log_total
     log_p_top = largest-log_total
     high = log_total.float()
-    log_p = (logits-high).sub_((log_total-high).float())
-    return Softmax(p.mul_(torch.exp(-log_total).float()), log_p, log_p_target, log_p_top, LOG_HALF)
+    low = (log_total-high).float()
+    log_p = (logits-high).sub_(low)
+    p.mul_(torch.exp(-log_total).float())
+    return Softmax(p, log_p, log_p_target, log_p_top, LOG_HALF)
 
 def _softmax_in_float64(logits, index):
-    "Softmax of any logits"
+    "Softmax of any logits; its p and log p are float64"
     shifted = logits.double()
     shifted = shifted-shifted.amax(1, keepdim=True)
     p = torch.exp(shifted)
     total = p.sum(1, keepdim=True)
     log_total = torch.log(total)
     log_p = shifted.sub_(log_total)
-    certain_from = LOG_HALF if logits.dtype == torch.float64 else ALMOST_ZERO
-    return Softmax(p.div_(total), log_p, log_p.gather(1, index), -log_total, certain_from)
+    log_p_top = -log_total                         # what is largest was shifted to zero
+    certain_from = LOG_HALF if logits.dtype == torch.float64 else ALMOST_ZERO      # fewer digits are asked for
+    return Softmax(p.div_(total), log_p, log_p.gather(1, index), log_p_top, certain_from)
 
 # %% ../../nbs/25_ops.single_label.ipynb #ba275886
 def _softmax(logits, index, gamma_neg, out):
-    "Softmax by the fastest way that is exact for these logits and this power"
-    if logits.dtype == torch.float32 and logits.numel() > SMALL and _whole_number(gamma_neg):
+    "Softmax of (N, C, D) by the fastest way that is exact for these logits and powers; index of targets, (N, 1, D)"
+    if logits.dtype == torch.float32 and logits.numel() > FLOAT32_ABOVE and _is_product(gamma_neg):
         largest = logits.amax(1, keepdim=True)
         moderate = largest.min().item() >= LOWEST_MAXIMUM and largest.max().item() <= HIGHEST_MAXIMUM
         if moderate: return _softmax_in_float32(logits, index, largest, out)
@@ -91,7 +95,7 @@ class TargetTerm(NamedTuple):
     qA: Tensor
 
 def _target_term(target, gamma, share, q_may_be_zero=True):
-    "Loss and gradient of the target, Eq. (3); gamma and share of the target's class: numbers, or (N, 1, D)"
+    "Loss and gradient of the target, Eq. (3); gamma, and the share w times the weight: numbers, or (N, 1, D)"
     _, log_p, p, q = target
     if isinstance(gamma, Tensor):
         focus = share*q**gamma
@@ -100,28 +104,28 @@ def _target_term(target, gamma, share, q_may_be_zero=True):
         focus = share*(q if gamma == 1 else q**gamma)
         qA = focus*torch.addcmul(q, p, log_p, value=-gamma)
     A = qA/q
-    if q_may_be_zero: A = torch.where(q > 0, A, focus*(1+gamma))
+    if q_may_be_zero: A = torch.where(q > 0, A, focus*(1+gamma))       # its limit, for log p tends to -q
     return TargetTerm(focus*log_p, A, qA)
 
 # %% ../../nbs/25_ops.single_label.ipynb #d62c0d1c
 class Others(NamedTuple):
-    "What classes other than the target add where labels are smoothed; without the certain class of `Top`"
+    "What classes other than the target add where labels are smoothed; one that is certain is left out"
     minus_loss: Tensor         # (N, 1, D)
-    A: Tensor                  # of Eq. (2), zero at the target; without the factor, (N, C, D)
-    factor: float              # eps/C*weight if that is one number: it is multiplied in last
+    A: Tensor                  # of Eq. (2) without the factor, (N, C, D); zero at the target and what is left out
+    factor: float              # eps/C*weight if that is one number, otherwise 1: it is multiplied in last
     sum_A: Tensor|float        # with the factor, (N, 1, D)
 
 def _focus(p, log_p, gamma) -> Tensor:
-    "p**gamma; for gamma=1 it is p itself"
-    if not _whole_number(gamma): return torch.exp(gamma*log_p)
+    "p**gamma, in the shape of p; for gamma=1 p itself, not a copy"
+    if not _is_product(gamma): return torch.exp(gamma*log_p)
     return cast(Tensor, power(p, gamma)) if gamma else torch.ones_like(p)
 
-def _other_classes(softmax, index, top, gamma_neg, share, needs_grad):
-    "Eq. (2), zero at the classes index and top (None: none is certain); share is eps/C*weight; overwrites log_p"
+def _other_classes(softmax, index, top_index, gamma_neg, share, needs_grad):
+    "Eq. (2), zero at index and top_index (None: no class is certain); share is eps/C*weight; overwrites log_p"
     focus = _focus(softmax.p, softmax.log_p, gamma_neg)
-    if focus is softmax.p: focus = focus.clone()
+    if focus is softmax.p: focus = focus.clone()               # p itself is needed once more, for the gradient
     focus.scatter_(1, index, 0.)
-    if top is not None: focus.scatter_(1, top, 0.)
+    if top_index is not None: focus.scatter_(1, top_index, 0.)
     factor = 1. if isinstance(share, Tensor) else share
     if isinstance(share, Tensor): focus.mul_(share.to(focus.dtype))
     terms = softmax.log_p.mul_(focus)
@@ -140,11 +144,11 @@ class Top(NamedTuple):
     q: Tensor
 
 def _certain_class(logits, p, target, certain):
-    "Where a row has a certain class, which it is"
+    "The certain class of rows that have one, which certain, (N, 1, D), tells; p is (N, C, D)"
     is_other = certain & (target.p < .5)
     index = target.index
     if is_other.any():
-        rows = logits.movedim(1, -1)[is_other.squeeze(1)]
+        rows = logits.movedim(1, -1)[is_other.squeeze(1)]      # (how many, C): no others are searched
         index = index.masked_scatter(is_other, rows.argmax(-1))
     p_top = p.gather(1, index).double()
     odds = p.scatter(1, index, 0.).sum(1, keepdim=True).double()/p_top
@@ -155,12 +159,14 @@ def _target_and_top(logits, index, softmax):
     "The target of each row, and its certain class; None for the latter where no row has one"
     p = torch.exp(softmax.log_p_target)
     target = Target(index, softmax.log_p_target, p, 1-p)
-    if softmax.log_p_top.max().item() <= softmax.certain_from: return target, None      # false for nan
+    if softmax.log_p_top.max().item() <= softmax.certain_from: return target, None      # nan goes on
     certain = softmax.log_p_top > softmax.certain_from
     top = _certain_class(logits, softmax.p, target, certain)
     is_target = certain & ~top.is_other
     log_p = torch.where(is_target, top.log_p, target.log_p)
-    return Target(index, log_p, torch.where(is_target, 1-top.q, p), torch.where(is_target, top.q, target.q)), top
+    p = torch.where(is_target, 1-top.q, target.p)
+    q = torch.where(is_target, top.q, target.q)
+    return Target(index, log_p, p, q), top
 
 # %% ../../nbs/25_ops.single_label.ipynb #da420134
 def _top_term(top, gamma_neg, share):
@@ -177,7 +183,7 @@ def _gradient_of_rows(p, target, target_term, top, top_A, others, scale):
     if others is not None: gradient.sub_(others.A, alpha=scale*others.factor)
     if top is not None:
         at_top = scale*((1-top.q)*(target_term.A+sum_others) - top.q*top_A)
-        gradient.scatter_(1, top.index, at_top.to(p.dtype))
+        gradient.scatter_(1, top.index, at_top.to(p.dtype))    # before the target: it may be that one
     at_target = scale*(target.p*total - target_term.qA)
     return gradient.scatter_(1, target.index, at_target.to(p.dtype))
 
@@ -202,12 +208,12 @@ def _loss_and_gradient_of_rows(logits, index, settings, scale, needs_grad, out=N
             minus_loss = minus_loss+minus_top_loss
     if not needs_grad: return -minus_loss, None
     gradient = _gradient_of_rows(softmax.p, target, target_term, top, top_A, others, scale)
-    if out is not None and gradient is not out: gradient = out.copy_(gradient)
+    if out is not None and gradient is not out: gradient = out.copy_(gradient)     # p was computed in float64
     return -minus_loss, gradient
 
 # %% ../../nbs/25_ops.single_label.ipynb #0ab21684
 def _class_indices(target, C, ignore_index):
-    "Class indices as long, and which of them count (None: all)"
+    "Class indices as long, and which of them count (None: all), in the shape of target; raises for others"
     integers = not target.is_floating_point() and target.dtype != torch.bool
     if integers and not 0 <= ignore_index < C:
         low, high = target.aminmax()
@@ -223,15 +229,15 @@ def _loss_and_gradient_in_blocks(logits, index, known, settings, scale, needs_gr
     positions = max(1, BLOCK_ENTRIES//C)
     if known is None and rows >= N and positions >= D:         # one block
         loss, gradient = _loss_and_gradient_of_rows(logits.to(dtype), index, settings, scale, needs_grad)
-        return loss, None if gradient is None else gradient.to(dtype)
+        return loss, None if gradient is None else gradient.to(dtype)      # it may have been computed in float64
     loss = torch.empty(index.shape, dtype=torch.float64)
     gradient = torch.empty_like(logits, dtype=dtype) if needs_grad else None
     for row, position in product(range(0, N, rows), range(0, D, positions)):
         here = slice(row, row+rows), slice(None), slice(position, position+positions)
         block = logits[here].to(dtype)
         if known is not None: block = torch.where(known[here], block, 0.)      # not even nan gets through
-        out = None if gradient is None else gradient[here]
-        loss[here] = _loss_and_gradient_of_rows(block, index[here], settings, scale, needs_grad, out)[0]
+        out = None if gradient is None else gradient[here]                     # written to, in its place
+        loss[here], _ = _loss_and_gradient_of_rows(block, index[here], settings, scale, needs_grad, out)
     if known is None: return loss, gradient
     if gradient is not None: gradient.masked_fill_(~known, 0.)
     return torch.where(known, loss, 0.), gradient
@@ -246,7 +252,7 @@ def _for_rows(settings):
     return SingleLabelSettings(shaped(gamma_pos), shaped(gamma_neg), eps, shaped(weight))
 
 def _mean_scale(index, known, weight):
-    "One over the weights of the targets that count; infinite if there are none"
+    "One over the weights of the targets that count; infinite if there are none: their mean is nan, as PyTorch's"
     weights = of_classes(weight, index)
     if known is not None: weights = torch.where(known, weights, 0.)
     total = weights.sum().item() if isinstance(weights, Tensor) else weights*index.numel()
@@ -254,7 +260,8 @@ def _mean_scale(index, known, weight):
 
 # %% ../../nbs/25_ops.single_label.ipynb #6eb3f74d
 class RowByRow(Function):
-    "The loss on a CPU, its gradient computed along with it; double_backward is what differentiates the reference"
+    "The loss on a CPU, its gradient computed along with it; logits are (N, C, ...), targets (N, ...)"
+    # settings is a SingleLabelSettings; double_backward, that of ops.common, is None unless needs_grad
     @staticmethod
     def forward(ctx, input, target, settings, ignore_index, reduction, needs_grad, double_backward):
         N, C = input.shape[:2]
@@ -279,7 +286,7 @@ class RowByRow(Function):
 
 # %% ../../nbs/25_ops.single_label.ipynb #91189a3b
 def _exact_exp(logits, maximum, shift=0):
-    "exp(z-b), z-b and b, for a whole number b >= maximum of each row; in float64 b is the maximum; plus shift"
+    "exp(z-b), z-b and b: the maximum of each row, (N, 1, ...), rounded up (not so in float64), plus shift"
     if logits.dtype == torch.float64:
         base = maximum+shift
         difference = logits-base
@@ -319,10 +326,10 @@ class Entries(NamedTuple):
 
 # %% ../../nbs/25_ops.single_label.ipynb #0a966c10
 def _each_entry(logits, index, settings, row, in_backward):
-    "Eq. (2) of each entry; in backward the same in other words, see above"
+    "Eq. (2) of each entry; in_backward in other words, lest a compiler keep what forward computed for it"
     _, gamma, eps, weight = settings
     dtype = logits.dtype
-    shift = 2 if in_backward else 0
+    shift = 2 if in_backward else 0                            # a small whole number, not zero
     exponential, difference, _ = _exact_exp(logits, row.maximum, shift)
     p = exponential*(row.inverse_total*math.exp(shift)).to(dtype)
     if in_backward:
@@ -339,7 +346,7 @@ def _each_entry(logits, index, settings, row, in_backward):
 
 # %% ../../nbs/25_ops.single_label.ipynb #3cd3ca37
 def _sum(entries):
-    "Of each row, (N, 1, ...), in float64"
+    "The sum of entries, (N, C, ...), over each row: (N, 1, ...) in float64"
     return entries.sum(1, keepdim=True).double()
 
 def _sum_others(logits, index, settings, row, exponential, difference, n_top):
@@ -347,7 +354,9 @@ def _sum_others(logits, index, settings, row, exponential, difference, n_top):
     _, gamma, eps, weight = settings
     if isinstance(gamma, Tensor):
         _, A, minus_loss, below, _ = _each_entry(logits, index, settings, row, in_backward=False)
-        return _sum(minus_loss), _sum(torch.where(below, A, 0.)), _sum(torch.where(below, 0., A))
+        A_below = _sum(torch.where(below, A, 0.))
+        A_top = _sum(torch.where(below, 0., A))
+        return _sum(minus_loss), A_below, A_top
     focus = _focus(exponential, difference, gamma)
     scale = eps/logits.shape[1]*torch.exp(-gamma*row.log_total)
     below = logits < row.maximum
@@ -361,8 +370,10 @@ def _sum_others(logits, index, settings, row, exponential, difference, n_top):
     focus = torch.where(below & ~is_target, focus, 0.)
     sum_focus = scale*_sum(focus)
     top_focus = scale*top_focus
-    minus_loss = scale*_sum(focus*difference) - row.log_total*sum_focus        # Eq. (5)
-    return minus_loss+top_focus*row.log_p_top, sum_focus+gamma*minus_loss, top_focus*(1+gamma*row.log_p_top)
+    minus_below = scale*_sum(focus*difference) - row.log_total*sum_focus       # Eq. (5)
+    A_below = sum_focus+gamma*minus_below
+    A_top = top_focus*(1+gamma*row.log_p_top)
+    return minus_below+top_focus*row.log_p_top, A_below, A_top
 
 # %% ../../nbs/25_ops.single_label.ipynb #b47b9893
 def _softmax_of_rows(logits, maximum, exponential, base):
@@ -393,7 +404,8 @@ def _loss_and_sums(logits, index, settings):
     row, q_top, n_top = _softmax_of_rows(logits, maximum, exponential, base)
     target, is_top = _target_of_rows(logits, index, row, q_top, base)
     term = _target_term(target, of_classes(gamma_pos, index), (1-eps+eps/C)*of_classes(weight, index))
-    if not eps: return -term.minus_loss, row, Sums(term.A, 0*term.A, q_top, -term.qA)
+    if not eps:                                                # then no class but the target has an A
+        return -term.minus_loss, row, Sums(term.A, 0*term.A, q_top, -term.qA)
     n_other_top = n_top-is_top.double()
     minus_others, A_below, A_top = _sum_others(logits, index, settings, row, exponential, difference, n_other_top)
     at_target = target.p*(A_below+A_top) - term.qA
@@ -409,7 +421,7 @@ def _gradient_from_sums(logits, index, settings, row, sums):
 
 def _as_computed(input, gamma_neg):
     "Logits in what a compiler computes them in: at least float32, and float64 for powers that are no multiplications"
-    return input.to(at_least_float32(input) if _whole_number(gamma_neg) else torch.float64)
+    return input.to(at_least_float32(input) if _is_product(gamma_neg) else torch.float64)
 
 # %% ../../nbs/25_ops.single_label.ipynb #6bdc5bfe
 class CompiledRows(Function):
@@ -425,7 +437,7 @@ class CompiledRows(Function):
     @staticmethod
     def backward(ctx, grad_output):
         input, index, known, *saved = ctx.saved_tensors
-        row = Row(*saved[:4])
+        row = Row(*saved[:4])                                  # both records have four fields
         sums = Sums(*saved[4:8])
         settings = SingleLabelSettings(*unpack(saved[8:], ctx.rest))
         logits = _as_computed(input, settings.gamma_neg)

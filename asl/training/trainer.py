@@ -39,7 +39,8 @@ class Trainer:
         accumulate:int=1, # Parts in which a batch is computed, for less memory
         accelerator:Any=None, # Accelerate's, for devices, mixed precision and several processes
     ):
-        from timm.utils import ModelEmaV3       # pyright: ignore[reportPrivateImportUsage]  # public, though not in an __all__
+        # public, though not in an __all__
+        from timm.utils import ModelEmaV3       # pyright: ignore[reportPrivateImportUsage]
         self.net = model
         self.loss_fn = loss_fn
         self.steps = steps
@@ -47,7 +48,7 @@ class Trainer:
         self.accelerator = accelerator
         self.done = 0                           # steps
         self.epoch = 0                          # whole epochs
-        self.seen = 0                           # images of the epoch that is under way
+        self.seen = 0                           # images of the epoch that is under way, of all processes
         self.total = torch.zeros(())            # the sum of their losses
         self.opt = _optimiser(model, opt, lr, weight_decay)
         self.sched = _schedule(self.opt, sched, lr, steps)
@@ -59,17 +60,17 @@ class Trainer:
         self.rank = 0                           # which of them this is
         self.model = model                      # what is called: the network, perhaps wrapped
         self.stepper:Any = self.opt             # what makes a step: the optimiser, perhaps wrapped
-        self.shared = nullcontext()             # what is open during forward and backward
+        self.shared = nullcontext()             # open in forward and backward: what processes share there
         if accelerator is not None: _spread(self, accelerator)
 
     def step(self,
         x:Tensor, # Images, (b, 3, size, size)
         y:Tensor, # Targets of the loss, (b, C) or (b,)
-        share:float=1., # Images of this process in units of an equal share of the batch
-    )->Tensor: # The loss, detached
+        share:float=1., # b in units of an equal share of the batch: 1 unless its parts for the processes differ
+    )->Tensor: # The loss times share, detached: its mean over processes is that of the batch
         "Learn from one batch"
         self.opt.zero_grad()
-        loss = _accumulate(self, x.to(self.device, self.dtype), y.to(self.device), share)
+        loss = _accumulate_gradients(self, x.to(self.device, self.dtype), y.to(self.device), share)
         self.stepper.step()
         self.done += 1
         self.sched.step_update(self.done)
@@ -83,16 +84,19 @@ class Trainer:
         "What the averaged model says of all images; each is computed by one process"
         n = len(data.targets)
         mine = torch.arange(n)[self.rank::self.world]
-        batches = data.batches(mine.split(size) if len(mine) else [])
+        batches = data.batches(mine.split(size) if len(mine) else [])      # split makes one part of nothing
         model = self.ema.module.eval()
-        with torch.no_grad(): found = [model(x.to(self.device, self.dtype)).float().cpu() for x, _ in batches]
+        found = []
+        with torch.no_grad():
+            for x, _ in batches: found.append(model(x.to(self.device, self.dtype)).float().cpu())
         return torch.cat(found) if self.world == 1 else _gathered(mine, found, n)
 
     def save(self, path, **metadata):
-        "Write all that a resumed run needs, in one step"
-        metadata |= dict(done=self.done, epoch=self.epoch, seen=self.seen, total=float(self.total))
+        "Write all that a resumed run needs, in one step; what it is given besides comes back from `load`"
         scaler = getattr(self.accelerator, 'scaler', None)           # of float16
-        metadata |= dict(sched=_schedule_state(self.sched), scaler=scaler and scaler.state_dict())
+        scaler_state = None if scaler is None else scaler.state_dict()
+        metadata |= dict(done=self.done, epoch=self.epoch, seen=self.seen, total=float(self.total),
+            sched=_schedule_state(self.sched), scaler=scaler_state)
         parts = {name: module.state_dict() for name, module in _modules(self).items()}
         save_checkpoint(path, parts, self.opt, metadata)
 
@@ -118,7 +122,9 @@ def _optimiser(model, name, lr, weight_decay):
 # %% ../../nbs/36_training.trainer.ipynb #5a16a524
 class _OneCycle:
     "PyTorch's one-cycle schedule, with the interface of timm's"
-    def __init__(self, opt, lr, steps): self.sched = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps)
+    def __init__(self, opt, lr, steps):
+        self.sched = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps)
+
     def step_update(self, _done): self.sched.step()
     def state_dict(self): return self.sched.state_dict()
     def load_state_dict(self, state): self.sched.load_state_dict(state)
@@ -127,7 +133,7 @@ def _schedule(opt, name, lr, steps)->Any: # Has `step_update`, `state_dict` and 
     "A schedule over steps, by name"
     if name == 'onecycle': return _OneCycle(opt, lr, steps)
     from timm.scheduler import create_scheduler_v2   # pyright: ignore[reportPrivateImportUsage]  # as ModelEmaV3
-    try:
+    try:            # timm counts in epochs: for it each step is one
         schedule, _ = create_scheduler_v2(opt, name, num_epochs=steps, warmup_epochs=steps//20,
             decay_epochs=max(1, steps//3), decay_milestones=[steps//2, 3*steps//4],
             updates_per_epoch=1, step_on_epochs=False)
@@ -135,23 +141,24 @@ def _schedule(opt, name, lr, steps)->Any: # Has `step_update`, `state_dict` and 
     return schedule
 
 # %% ../../nbs/36_training.trainer.ipynb #855710bc
-def _accumulate(trainer, x, y, share):
-    "Gradients of a batch, (b, 3, size, size), computed in parts; returns its loss, detached"
+def _accumulate_gradients(trainer, x, y, share):
+    "Forward and backward of a batch, (b, 3, size, size), in parts; returns its loss times share, detached"
     n_parts = max(1, min(trainer.accumulate, len(y)//2))               # batch norm needs two images
     parts = list(zip(x.tensor_split(n_parts), y.tensor_split(n_parts)))
     loss:Any = 0.
     for i, (images, targets) in enumerate(parts):
-        more = i < len(parts)-1
-        with trainer.shared, _exchange_after(trainer, more):
+        is_last = i == len(parts)-1
+        with trainer.shared, _exchange_if(trainer, is_last):
             part = trainer.loss_fn(trainer.model(images), targets)*(len(targets)/len(y)*share)
             if trainer.accelerator: trainer.accelerator.backward(part)
             else: part.backward()
         loss = loss + part.detach()
     return loss
 
-def _exchange_after(trainer, more):
-    "Processes exchange gradients once a step, not once a part: where more parts follow, they don't yet"
-    return trainer.accelerator.no_sync(trainer.model) if more and trainer.world > 1 else nullcontext()
+def _exchange_if(trainer, is_last):
+    "A context in which backward exchanges gradients between processes: once a step, with its last part"
+    if is_last or trainer.world == 1: return nullcontext()
+    return trainer.accelerator.no_sync(trainer.model)
 
 # %% ../../nbs/36_training.trainer.ipynb #d3d155d4
 class _Sum(torch.autograd.Function):
@@ -173,15 +180,16 @@ def _batch_norm(input, running_mean, running_var, weight=None, bias=None, traini
     "`F.batch_norm` of (b, C, ...), with mean and variance over the images of all processes; the rest is None or (C,)"
     if not training: return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
     x = input.to(torch.promote_types(input.dtype, torch.float32))
-    others = [d for d in range(x.ndim) if d != 1]
+    dims = [d for d in range(x.ndim) if d != 1]
     of_channels = [1, -1] + [1]*(x.ndim-2)                  # the shape in which (C,) meets x
     n = _Sum.apply(x.new_tensor(x.numel()/x.shape[1]))      # numbers in a channel, of all processes
-    mean = _Sum.apply(x.sum(others))/n
+    mean = _Sum.apply(x.sum(dims))/n
     x = x - mean.view(of_channels)
-    var = _Sum.apply((x*x).sum(others))/n
+    var = _Sum.apply((x*x).sum(dims))/n
     if running_mean is not None:
         running_mean.lerp_(mean.detach().to(running_mean), momentum)
-        running_var.lerp_((var*n/(n-1)).detach().to(running_var), momentum)
+        unbiased = var*n/(n-1)                              # as PyTorch keeps it
+        running_var.lerp_(unbiased.detach().to(running_var), momentum)
     x = x*torch.rsqrt(var+eps).view(of_channels)
     if weight is not None: x = x*weight.view(of_channels)
     if bias is not None: x = x + bias.view(of_channels)
@@ -196,7 +204,7 @@ class SharedNorm(TorchFunctionMode):
 
 # %% ../../nbs/36_training.trainer.ipynb #7e21b9f5
 def _spread(trainer, accelerator):
-    "Hand model and optimiser to accelerate"
+    "Hand model and optimiser of a trainer to accelerate, and note what it says of the processes"
     trainer.world = accelerator.num_processes
     trainer.rank = accelerator.process_index
     trainer.device = accelerator.device
@@ -214,8 +222,9 @@ def _gathered(indices, rows, n):
     "The rows of all processes in order, (n, C); of this one, indices (k,) and the rows in batches, each (b, C)"
     from accelerate.utils import gather_object
     found = {}
-    for indices_there, rows_there in gather_object([(indices, rows)]):
-        found |= zip(indices_there.tolist(), (row for batch in rows_there for row in batch))
+    for indices_there, batches in gather_object([(indices, rows)]):
+        rows_there = [row for batch in batches for row in batch]
+        found.update(zip(indices_there.tolist(), rows_there))
     return torch.stack([found[i] for i in range(n)])
 
 # %% ../../nbs/36_training.trainer.ipynb #eb07a3a4
@@ -233,23 +242,25 @@ def fit(
     generator = torch.Generator().manual_seed(seed)
     for epoch in range(1, epochs+1):
         order = _order(len(train.targets), batch_size, generator, trainer.world)
-        if epoch <= trainer.epoch: continue
+        if epoch <= trainer.epoch: continue     # done before; its order had to be drawn, for the next to be the same
         done_before = (epoch-1)*len(order)
-        _learn(trainer, train, order[trainer.done-done_before:], epoch, tick)
+        rest = order[trainer.done-done_before:]
+        _learn(trainer, train, rest, epoch, tick)
         record, ap = _judge(trainer, test, posterior, batch_size)
         trainer.epoch = epoch
         trainer.seen = 0
         trainer.total = torch.zeros(())
-        yield dict(epoch=epoch) | record, ap
+        yield dict(epoch=epoch, **record), ap
 
 # %% ../../nbs/36_training.trainer.ipynb #b53569f7
 def _learn(trainer, train, order, epoch, tick):
-    "Learn from batches of indices, each (b,); this process computes its part of each"
+    "Learn from batches of indices, each (b,); this process computes its part of each, every world-th image"
     trainer.model.train()
     mine = [indices[trainer.rank::trainer.world] for indices in order]
     for indices, (x, y) in zip(order, train.batches(mine, epoch)):
         size = len(indices)
-        loss = trainer.step(x, y, len(y)*trainer.world/size)
+        share = len(y)*trainer.world/size
+        loss = trainer.step(x, y, share)
         if trainer.world > 1: loss = trainer.accelerator.reduce(loss, 'mean')
         trainer.seen += size
         trainer.total = trainer.total + size*loss
@@ -264,8 +275,8 @@ def _judge(trainer, test, posterior, size):
     record = dict(train_loss=(trainer.total/trainer.seen).item(), test_loss=test_loss)
     if not math.isfinite(sum(record.values())):
         raise FloatingPointError(f"the loss is {record['train_loss']} in epoch {trainer.epoch+1}: try a lower --lr")
-    judge = score if targets.ndim > 1 else score_single
-    scores, ap = judge(logits, targets, posterior)
+    scores_of = score if targets.ndim > 1 else score_single
+    scores, ap = scores_of(logits, targets, posterior)
     return record | scores, ap
 
 # %% ../../nbs/36_training.trainer.ipynb #08f568fd
