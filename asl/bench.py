@@ -6,12 +6,12 @@
 __all__ = ['bench', 'main']
 
 # %% ../nbs/09_bench.ipynb #a5e10032
-from .benchmark.measure import Options, run_benchmark
+from .benchmark.measure import BenchOptions, run_benchmark
 from .cli import command, with_options
 
 # %% ../nbs/09_bench.ipynb #fd6ec5e1
-@with_options(Options)
-def bench(options:Options)->dict: # What is written to `out`
+@with_options(BenchOptions)
+def bench(options:BenchOptions)->dict: # What is written to `out`
     "Measure the asymmetric loss beside timm's, the published formula, BCE and focal loss, or cross-entropy"
     return run_benchmark(options)
 

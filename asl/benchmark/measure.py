@@ -41,7 +41,7 @@ def raced_versions() -> dict:
 
 # %% ../../nbs/53_benchmark.measure.ipynb #24c05c4f
 @dataclass(kw_only=True)
-class Options:
+class BenchOptions:
     "What `asl_bench` can be asked for"
     task:str='both'         # Task: multi (label), single or both
     linear:bool=False       # Instead of losses: a last layer and the multi-label loss, plain and in tiles
@@ -220,7 +220,7 @@ def command_line(options) -> str:
     "The command that asks for this: the options that are not as they are by default"
     words = ['asl_bench']
     for name, value in asdict(options).items():
-        if value != getattr(Options, name): words.append(f'--{name}' if value is True else f'--{name} {value}')
+        if value != getattr(BenchOptions, name): words.append(f'--{name}' if value is True else f'--{name} {value}')
     return ' '.join(words)
 
 def too_large(options, plan) -> list[dict]:
@@ -230,7 +230,7 @@ def too_large(options, plan) -> list[dict]:
     return [dict(size=size, reason=reason) for size, reason in reasons if reason]
 
 # %% ../../nbs/53_benchmark.measure.ipynb #402cdd2f
-def run_benchmark(options:Options) -> dict[str, Any]:
+def run_benchmark(options:BenchOptions) -> dict[str, Any]:
     "Measure what the options ask for; returns the record"
     command = command_line(options)
     fill_in(options)

@@ -75,7 +75,7 @@ class Completed(Options):
     workers:int
 
 # %% ../../nbs/38_training.options.ipynb #f4392c32
-RANGES = (      # options, what fits, and what that is in words
+NUMBERS = (      # options, what fits, and what that is in words
     (('gamma_neg', 'gamma_pos', 'weight_decay', 'checkpoint'), lambda v: 0 <= v < math.inf, 'a number of 0 or more'),
     (('clip', 'ema', 'eps'), lambda v: 0 <= v < 1, 'a number from 0 to below 1'),
     (('lr',), lambda v: 0 < v < math.inf, 'a number above 0'),
@@ -88,7 +88,7 @@ RANGES = (      # options, what fits, and what that is in words
 
 def check_numbers(options:Options):
     "Refuse numbers that cannot work"
-    for names, fits, needs in RANGES:
+    for names, fits, needs in NUMBERS:
         for name in names: check(options, name, fits, needs)
 
 # %% ../../nbs/38_training.options.ipynb #24a9d909
