@@ -7,29 +7,31 @@ __all__ = ['asymmetric_loss_multi_label', 'asymmetric_loss_single_label']
 
 # %% ../nbs/01_functional.ipynb #a5e10006
 from torch import Tensor
+from torch.overrides import handle_torch_function
 
-from .ops.checks import at_least_float32, check_arguments, check_setting, highest_precision, like_input
+from .ops.checks import (at_least_float32, check_arguments, check_class_dim, check_setting, highest_precision,
+    is_stand_in, like_input)
 from .ops.dispatch import multi_label_loss, single_label_loss
 
 # %% ../nbs/01_functional.ipynb #e484ce1e
 def asymmetric_loss_multi_label(
     input:Tensor, target:Tensor, gamma_neg:float|Tensor=4., gamma_pos:float|Tensor=1., clip:float|Tensor|None=0.05, *,
     eps:float|None=None, disable_torch_grad_focal_loss:bool=False, smoothing:float=0., weight:float|Tensor|None=None,
-    pos_weight:float|Tensor|None=None, ignore_index:int=-100, reduction:str='sum',
+    pos_weight:float|Tensor|None=None, ignore_index:int=-100, reduction:str='sum', class_dim:int=-1,
 ) -> Tensor:
     """Asymmetric loss of C independent labels.
 
     Parameters
     ----------
     input
-        Logits, (..., C), any floating dtype. float64 stays; all else is computed and returned in float32, and its
+        Logits, (..., C), or with the C classes in `class_dim`, any floating dtype. float64 stays; all else is computed and returned in float32, and its
         gradient comes back in its own dtype.
     target
         Labels, the shape of `input`: floats in [0, 1], bool, or integers 0 and 1. Soft labels mix the two terms
         linearly.
     gamma_neg, gamma_pos, clip, eps, disable_torch_grad_focal_loss, smoothing
         Settings, each as in `AsymmetricLossMultiLabel`.
-    weight, pos_weight, ignore_index, reduction
+    weight, pos_weight, ignore_index, reduction, class_dim
         The same.
 
     Returns
@@ -42,13 +44,20 @@ def asymmetric_loss_multi_label(
     ValueError, TypeError
         For an argument that cannot be meant; the message names it, what it got and what it needs.
     """
-    check_arguments(input, target, reduction)
+    if is_stand_in(input):
+        return handle_torch_function(asymmetric_loss_multi_label, (input, target), input, target, gamma_neg, gamma_pos,
+            clip, eps=eps, disable_torch_grad_focal_loss=disable_torch_grad_focal_loss, smoothing=smoothing,
+            weight=weight, pos_weight=pos_weight, ignore_index=ignore_index, reduction=reduction, class_dim=class_dim)
+    check_arguments(input, target, reduction, ignore_index=ignore_index)
+    check_class_dim(class_dim, input)
+    logits = input.movedim(class_dim, -1)
     given = dict(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, eps=0. if eps is None else eps,
         smoothing=smoothing, weight=weight, pos_weight=pos_weight)
     dtype = at_least_float32(input)
-    settings = [check_setting(name, value, input, dtype) for name, value in given.items()]
-    loss = multi_label_loss(input, target, (*settings, disable_torch_grad_focal_loss), ignore_index, reduction)
-    return like_input(loss, input)
+    settings = [check_setting(name, value, logits, dtype) for name, value in given.items()]
+    loss = multi_label_loss(logits, target.movedim(class_dim, -1), (*settings, disable_torch_grad_focal_loss),
+        ignore_index, reduction)
+    return like_input(loss.movedim(-1, class_dim) if reduction == 'none' else loss, input)
 
 # %% ../nbs/01_functional.ipynb #61bbbda5
 def asymmetric_loss_single_label(
@@ -76,7 +85,10 @@ def asymmetric_loss_single_label(
     ValueError, TypeError
         For an argument that cannot be meant; the message names it, what it got and what it needs.
     """
-    check_arguments(input, target, reduction, single=True)
+    if is_stand_in(input):
+        return handle_torch_function(asymmetric_loss_single_label, (input, target), input, target, gamma_pos, gamma_neg,
+            eps, weight=weight, ignore_index=ignore_index, reduction=reduction)
+    check_arguments(input, target, reduction, single=True, ignore_index=ignore_index)
     given = dict(gamma_pos=gamma_pos, gamma_neg=gamma_neg, eps=eps, weight=weight)
     dtype = highest_precision(input)
     settings = [check_setting(name, value, input, dtype, 1-input.ndim) for name, value in given.items()]

@@ -4,6 +4,7 @@ import inspect, json, subprocess, sys
 import pytest
 
 from asl.bench import bench, main
+from asl.cli import Refused
 
 absent = 'timm', 'torchvision'      # in the tests of what is done without them
 command = [sys.executable, '-c', 'from asl.bench import main; main()']
@@ -49,6 +50,17 @@ def test_what_was_asked_for():
     assert {(r['task'], tuple(r['size']), r['dtype']) for r in record['rows']} == {
         ('single', s, d) for s in ((3, 7), (8, 20)) for d in ('bfloat16', 'float16')}
     assert {r['bytes'] for r in record['rows']} == {2*3*7, 2*8*20} and record['options']['seed'] == 3
+
+def test_as_many_negatives_are_easy_as_was_asked_for():
+    from asl.benchmark.race import inputs
+    for share in (.01, .5, .9):
+        z, _ = inputs('multi', (200, 500), easy=share)
+        assert abs((z.sigmoid() <= .05).float().mean().item()-share) < .01
+
+def test_a_plot_needs_matplotlib_before_anything_is_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr('asl.cli.find_spec', lambda name: None if name == 'matplotlib' else name)
+    with pytest.raises(Refused, match='matplotlib'): small(task='single', plot=tmp_path/'a.png')
+    assert small(task='single')['rows']
 
 def test_threads_are_used_recorded_and_given_back():
     import torch

@@ -11,21 +11,41 @@ from numbers import Real
 
 import torch
 from torch import Tensor, nn
+from torch.masked import MaskedTensor
 
-from .torch_private import assert_on_device, functorch_active
+from .torch_private import assert_on_device, values_hidden
 
 # %% ../../nbs/20_ops.checks.ipynb #f6cffa38
+def shown(value) -> str:
+    "A number as a message says it: short, but never as if it were a whole one that it is not"
+    short = f'{value:g}'
+    return short if float(short) == value or not float(short).is_integer() else repr(value)
+
 def raise_where(bad:Tensor, got:Tensor, name:str, needs:str) -> None:
     "ValueError where bad is true: raised on a CPU, elsewhere asserted on the device, so that the host never waits"
-    if bad.is_meta or functorch_active(): return
     if torch.compiler.is_compiling() or bad.is_cuda: assert_on_device(~bad.any(), f'{name}: needs {needs}')
-    elif bad.any(): raise ValueError(f'{name}: got {got[bad][0].item():g}, needs {needs}')
+    elif values_hidden(bad): return
+    elif bad.any(): raise ValueError(f'{name}: got {shown(got[bad][0].item())}, needs {needs}')
 
 # %% ../../nbs/20_ops.checks.ipynb #c1b84740
-def check_arguments(input, target, reduction, single=False):
+def check_tensor(name:str, x) -> None:
+    "Raise unless x is a tensor with a number in each of its places"
+    if not isinstance(x, Tensor): raise TypeError(f'{name}: got {type(x).__name__}, needs a tensor')
+    if isinstance(x, MaskedTensor):
+        raise TypeError(f'{name}: got a MaskedTensor, needs a plain one, with ignore_index where targets are masked')
+    if x.is_nested: raise TypeError(f'{name}: got a nested tensor, needs a padded one, with ignore_index as padding')
+    if x.layout != torch.strided: raise TypeError(f'{name}: got layout {x.layout}, needs a dense tensor')
+
+def check_number(name:str, value, needs:str, fits) -> None:
+    "Raise unless value is a number, and no bool, that fits"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f'{name}: got {type(value).__name__}, needs {needs}')
+    if not fits(value): raise ValueError(f'{name}: got {value}, needs {needs}')
+
+def check_arguments(input, target, reduction, single=False, ignore_index=-100):
     "Raise for what is wrong without looking at values"
-    for name, value in (('input', input), ('target', target)):
-        if not isinstance(value, Tensor): raise TypeError(f'{name}: got {type(value).__name__}, needs a tensor')
+    check_tensor('input', input)
+    check_tensor('target', target)
     if not input.is_floating_point(): raise TypeError(f'input: got {input.dtype}, needs floating-point logits')
     if not single and target.is_complex(): raise TypeError(f'target: got {target.dtype}, needs real numbers')
     if input.ndim < 1+single:
@@ -33,62 +53,100 @@ def check_arguments(input, target, reduction, single=False):
     shape = input.shape[:1]+input.shape[2:] if single else input.shape
     if target.shape != shape: raise ValueError(f'target: got shape {tuple(target.shape)}, needs {tuple(shape)}')
     if target.device != input.device: raise ValueError(f'target: got device {target.device}, needs {input.device}')
+    check_number('ignore_index', ignore_index, 'a finite number', math.isfinite)
     reductions = ('none', 'sum', 'mean') + (() if single else ('batchmean',))
     if reduction not in reductions: raise ValueError(f'reduction: got {reduction!r}, needs one of {reductions}')
+
+def check_class_dim(class_dim, input) -> None:
+    "Raise unless class_dim is a dimension of the logits"
+    if isinstance(class_dim, bool) or not isinstance(class_dim, int):
+        raise TypeError(f'class_dim: got {type(class_dim).__name__}, needs the number of a dimension')
+    if not -input.ndim <= class_dim < input.ndim:
+        raise ValueError(f'class_dim: got {class_dim}, needs a dimension of logits of shape {tuple(input.shape)}')
 
 # %% ../../nbs/20_ops.checks.ipynb #c92774b1
 _gamma = 'a finite number >= 0', lambda value: (value >= 0) & (value < math.inf)
 _share = 'a number in [0, 1]', lambda value: (value >= 0) & (value <= 1)
 _below_1 = 'a number in [0, 1)', lambda value: (value >= 0) & (value < 1)
-_weight = 'a number or a tensor', lambda value: value <= math.inf            # all but nan
-RANGES = dict(gamma_neg=_gamma, gamma_pos=_gamma, clip=_below_1, eps=_share, smoothing=_share, thresh=_share)
-_WITHOUT = dict(clip=0., weight=1., pos_weight=1.)              # what None stands for
+_weight = 'a finite number >= 0, or a tensor of such', _gamma[1]
+RANGES = dict(gamma_neg=_gamma, gamma_pos=_gamma, clip=_below_1, eps=_share, smoothing=_share, thresh=_share,
+    weight=_weight, class_weight=_weight, pos_weight=_weight)
+_WITHOUT = dict(clip=0., weight=1., class_weight=1., pos_weight=1.)     # what None stands for
 
 # %% ../../nbs/20_ops.checks.ipynb #a97da6f2
 def _checked_number(name, value, needs, fits):
     "A setting that is a number, pinned for compilers"
-    if not isinstance(value, Real): raise TypeError(f'{name}: got {type(value).__name__}, needs {needs}')
-    if not fits(value): raise ValueError(f'{name}: got {value}, needs {needs}')
+    check_number(name, value, needs, fits)
     if not torch.compiler.is_compiling(): return value
     over, under = float(value).as_integer_ratio()
     return over/under
 
 # %% ../../nbs/20_ops.checks.ipynb #5285595b
+PER_CLASS = 'one value per class, ({},), as the last dimension of logits has, or class_dim: theirs are {}'
+
 def check_setting(name, value, input, dtype, dim=-1):
-    "A number as it is, or a tensor of one value a class, shaped to broadcast against the classes in dim of input"
+    "A number as it is, or a tensor of one value per class, shaped to broadcast against the classes in dim of input"
     if value is None: value = _WITHOUT.get(name)
-    needs, fits = RANGES.get(name, _weight)
+    needs, fits = RANGES[name]
     if not isinstance(value, Tensor) or name in ('eps', 'smoothing'): return _checked_number(name, value, needs, fits)
+    if value.is_complex() or value.layout != torch.strided:
+        raise TypeError(f'{name}: got {value.dtype} of layout {value.layout}, needs real numbers in a dense tensor')
     shape = tuple(value.shape)
     C = input.shape[dim]
-    if shape not in ((), (C,)): raise ValueError(f'{name}: got shape {shape}, needs one value a class, ({C},)')
+    if shape not in ((), (C,)):
+        raise ValueError(f'{name}: got shape {shape}, needs {PER_CLASS.format(C, tuple(input.shape))}')
     if value.device != input.device: raise ValueError(f'{name}: got device {value.device}, needs {input.device}')
     raise_where(~fits(value), value, name, needs)
-    return value.to(dtype).view(-1, *[1]*(-dim-1)) if value.ndim else value.to(dtype)
+    if name != 'clip' or not has_float64(input): value = value.to(dtype)    # what is made of a margin needs all its digits
+    return value.view(-1, *[1]*(-dim-1)) if value.ndim else value
 
 # %% ../../nbs/20_ops.checks.ipynb #b77b6177
 def invalid_target(ignore_index, got=None):
     "What is said of a target that is not in [0, 1]; without `got`, only what it needs"
     needs = (f'values in [0, 1], or ignore_index={ignore_index} where unknown '
         '(if -1 means unknown, pass ignore_index=-1)')
-    return needs if got is None else f'target: got {got:g}, needs {needs}'
+    return needs if got is None else f'target: got {shown(got)}, needs {needs}'
 
 # %% ../../nbs/20_ops.checks.ipynb #5d840081
-def known_labels(target:Tensor, dtype:torch.dtype, ignore_index:int) -> tuple[Tensor, Tensor|None]:
+ULPS = 4                               # so many steps of its dtype a label may be off: mixing labels rounds
+
+def known_entries(target:Tensor, ignore_index:float) -> Tensor|None:
+    "Which labels count, in the shape of target; None: all do. Compared in target's own dtype, where -100 stays -100"
+    if target.dtype == torch.bool: return None
+    if not target.is_floating_point():
+        range_ = torch.iinfo(target.dtype)
+        if ignore_index != int(ignore_index) or not range_.min <= ignore_index <= range_.max: return None
+        ignore_index = int(ignore_index)
+    return target != ignore_index
+
+def count_known(target:Tensor, ignore_index:float) -> int|Tensor:
+    "How many labels count: a number if that is all of them, else a tensor, for which the host need not wait"
+    known = known_entries(target, ignore_index)
+    return target.numel() if known is None else known.sum()
+
+def label_slack(target:Tensor) -> float:
+    "How far below 0 or above 1 a label of this dtype is still taken for 0 or 1"
+    return ULPS*torch.finfo(target.dtype).eps if target.is_floating_point() else 0.
+
+def known_labels(target:Tensor, dtype:torch.dtype, ignore_index:float) -> tuple[Tensor, Tensor|None]:
     "Targets as numbers in [0, 1], and which of them count, both in the shape of target; None: all count"
-    if target.dtype == torch.bool: return target.to(dtype), None
+    known = known_entries(target, ignore_index)
     y = target.to(dtype)
-    known = y != ignore_index
-    raise_where(known & ~((y >= 0) & (y <= 1)), y, 'target', invalid_target(ignore_index))
-    return torch.where(known, y, 0.), known
+    if target.dtype == torch.bool: return y, None
+    slack = label_slack(target)
+    wrong = ~((y >= -slack) & (y <= 1+slack))
+    raise_where(wrong if known is None else known & wrong, y, 'target', invalid_target(ignore_index))
+    if known is not None: y = torch.where(known, y, 0.)
+    return y.clamp(0, 1), known
 
 # %% ../../nbs/20_ops.checks.ipynb #d64765c9
-def known_classes(target:Tensor, C:int, ignore_index:int) -> tuple[Tensor, Tensor]:
+def known_classes(target:Tensor, C:int, ignore_index:float) -> tuple[Tensor, Tensor]:
     "Class indices, 0 for ignored ones, and which of them count, both in the shape of target"
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise TypeError(f'target: got {target.dtype}, needs integer class indices')
+    known = known_entries(target, ignore_index)
     t = target.long()
-    known = t != ignore_index
+    if known is None: known = torch.ones_like(t, dtype=torch.bool)
     needs = f'class indices in [0, {C}), or ignore_index={ignore_index}'
     raise_where(known & ~((t >= 0) & (t < C)), t, 'target', needs)
     return torch.where(known, t, 0), known
@@ -104,6 +162,10 @@ def like_input(out:Tensor, input:Tensor) -> Tensor:
     "out in the subclass of input that `plain_tensor` took off"
     return out if plain_tensor(input) is input else out.as_subclass(type(input))
 
+def is_stand_in(x) -> bool:
+    "Whether x stands in for a tensor and says what becomes of a call with it, as those of torch.fx do"
+    return not isinstance(x, Tensor) and hasattr(type(x), '__torch_function__')
+
 # %% ../../nbs/20_ops.checks.ipynb #a5e10012
 def at_least_float32(*tensors:Tensor) -> torch.dtype:
     "What tensors are computed in together: float64 stays, and half precision is widened"
@@ -111,6 +173,10 @@ def at_least_float32(*tensors:Tensor) -> torch.dtype:
     for tensor in tensors: dtype = torch.promote_types(dtype, tensor.dtype)
     return dtype
 
+def has_float64(x:Tensor) -> bool:
+    "Whether the device of x computes in float64: MPS, for one, does not"
+    return x.device.type in ('cpu', 'cuda')
+
 def highest_precision(input:Tensor) -> torch.dtype:
     "What is computed in where the input's own digits are too few: float64 on devices that have it"
-    return torch.float64 if input.device.type in ('cpu', 'cuda') else at_least_float32(input)
+    return torch.float64 if has_float64(input) else at_least_float32(input)

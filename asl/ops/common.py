@@ -6,7 +6,6 @@
 __all__ = []
 
 # %% ../../nbs/23_ops.common.ipynb #a5e10020
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -109,16 +108,11 @@ def _version(tensor:Tensor) -> int|None:
 def double_backward(reference:Callable[..., Tensor], input:Tensor, target:Tensor, settings:Iterable, *args) -> Callable:
     "A function from the gradient of the loss to that of the logits, by the reference, which can be differentiated"
     tensors, _ = pack(settings)
-    versions = [_version(tensor) for tensor in (input, target, *tensors)]
-    input_then = weakref.ref(input)
-    target_then = weakref.ref(target)
+    used = input, target, *tensors
+    versions = [_version(tensor) for tensor in used]
     def from_reference(grad_output):
-        input = input_then()
-        target = target_then()
-        if (input is None or target is None
-            or versions != [_version(tensor) for tensor in (input, target, *tensors)]):
-            raise RuntimeError('create_graph=True needs logits, targets and settings as they were: '
-                'keep them in variables, unchanged')
+        if versions != [_version(tensor) for tensor in used]:
+            raise RuntimeError('create_graph=True needs logits, targets and settings as they were: one was written to')
         with torch.enable_grad():
             loss = reference(input, target, settings, *args)
             return torch.autograd.grad(loss, input, grad_output, create_graph=True)[0]

@@ -17,7 +17,7 @@ from .common import Settings, double_backward
 from .multi_label import OnePass, compiled_loss
 from .reference import multi_label_reference, single_label_reference
 from .single_label import RowByRow, SingleLabelSettings, compiled_single_label_loss
-from .torch_private import forward_mode_active, functorch_active
+from .torch_private import forward_mode_active, functorch_active, values_hidden
 
 # %% ../../nbs/28_ops.dispatch.ipynb #15e8684d
 @lru_cache
@@ -25,17 +25,18 @@ def _installed(package):
     "Whether a package can be imported; looked up once"
     return find_spec(package) is not None
 
-def _needs_reference(input, settings):
+def _needs_reference(input, target, settings):
     "Whether only plain operations do: for derivatives that the fast ways lack, and for batches without entries"
     if input.numel() == 0: return True
-    if any(isinstance(value, Tensor) and value.requires_grad for value in settings): return True
+    if any(isinstance(value, Tensor) and value.requires_grad for value in (target, *settings)): return True
     return functorch_active() or forward_mode_active()
 
 def backend(input:Tensor, target:Tensor, settings) -> str:
     "What computes the loss here: 'plain' operations, the 'compiler', 'cpu' or 'triton'"
-    if _needs_reference(input, settings): return 'plain'
+    if _needs_reference(input, target, settings): return 'plain'
     if torch.compiler.is_compiling(): return 'compiler'
     if torch.jit.is_tracing(): return 'plain'   # pyright: ignore[reportPrivateImportUsage]  # public, but not listed there
+    if values_hidden(input): return 'plain'
     ordinary = all(type(tensor) in (Tensor, nn.Parameter) for tensor in (input, target))
     if not ordinary: return 'plain'
     if input.device.type == 'cpu': return 'cpu'

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .checks import at_least_float32, invalid_target
+from asl.ops.checks import (at_least_float32, count_known, invalid_target, known_entries, known_labels,
+    label_slack)
 from .common import (ATANH_SERIES, LOG_SERIES, TANH_SERIES, TANH_SERIES_UPTO, Settings, needs_double_backward,
     of_classes, pack, per_class, polynomial, power, scaled, smooth, times, unpack, widened)
-from .reference import reduce_loss, split_logit
-from .torch_private import assert_on_device, one_minus_exp
+from .reference import finite_logits, infinite_loss, margin_and_rest, reduce_loss, split_logit
+from .torch_private import assert_on_device, backward_keeps_graph, one_minus_exp
 
 # Equations have the numbers that they have in the notebook of this module, but for those said to be of 00_loss
 
@@ -92,11 +93,13 @@ def _shifted_probability(z:Tensor, p:Tensor, q:Tensor, m:float|Tensor) -> tuple[
     "The d of Eq. (2), distance of z from the margin's logit, and p_m; both zero where p <= m"
     high, low = split_logit(m, z.dtype)
     d = ((z-high)-low).clamp(min=0)
-    if z.dtype == torch.float64: return d, one_minus_exp(d)*p*(1-m)
-    if isinstance(m, Tensor) or m < .5: mix = p*(1-2*m)+m     # the same with an operation less, for m < 1/2 as exact
-    else: mix = p*(1-m)+q*m
+    m, rest = margin_and_rest(m, z.dtype)
+    if z.dtype == torch.float64: return d, one_minus_exp(d)*p*rest
+    is_small = not isinstance(m, Tensor) and m < .5
+    mix = p*(1-2*m)+m if is_small else p*rest+q*m         # the same; the first has an operation less
     if not torch.compiler.is_compiling(): return d, torch.tanh(d*.5)*mix
-    return d, torch.where(d < TANH_SERIES_UPTO, d*polynomial(TANH_SERIES, d*d)*mix, p-m)
+    far = p-m if is_small else p*rest-q*m                 # the same; the first is as exact for a small margin only
+    return d, torch.where(d < TANH_SERIES_UPTO, d*polynomial(TANH_SERIES, d*d)*mix, far)
 
 # %% ../../nbs/24_ops.multi_label.ipynb #ec9e2ea8
 SMALL_MARGIN = .02                          # up to here q+m can be so small that atanh would round it away
@@ -126,6 +129,7 @@ def negative_term(z:Tensor, p:Tensor, q:Tensor, log_total, gamma:float|Tensor, m
     if is_number and m == 0:                              # L_- of z is then L_+ of -z
         return _focused_term(q, p, log_total+z.clamp(min=0), gamma, eps, detach, needs_grad)
     d, p_m = _shifted_probability(z, p, q, m)
+    m, _ = margin_and_rest(m, z.dtype)
     rest = q+m
     exact = _log_term(z, p_m, rest, d, log_total, m)
     minus_log = exact.clamp(max=-math.log(eps)) if eps else exact
@@ -140,6 +144,10 @@ def negative_term(z:Tensor, p:Tensor, q:Tensor, log_total, gamma:float|Tensor, m
     return loss, p*bracket
 
 # %% ../../nbs/24_ops.multi_label.ipynb #29542b97
+def term_weights(y:Tensor, s:Settings) -> tuple[Tensor, Tensor]:
+    "What L_- and L_+ of labels y are multiplied by"
+    return times(s.weight, 1-y), times(s.weight, times(s.pos_weight, y))
+
 def loss_and_gradient(z:Tensor, y:Tensor, s:Settings, needs_grad:bool=True) -> tuple[Tensor, Tensor|None]:
     "Loss of logits z and labels y, entry by entry, and its gradient by z, in their shape: Eqs. (4) to (7) of 00_loss"
     p, q, log_total = sigmoids(z)
@@ -155,14 +163,14 @@ def loss_and_gradient(z:Tensor, y:Tensor, s:Settings, needs_grad:bool=True) -> t
 # %% ../../nbs/24_ops.multi_label.ipynb #2c4e3432
 EASIEST_LOGIT = -1e4                        # as a negative it has neither loss nor gradient
 
-def mask_ignored(z:Tensor, target:Tensor, settings:Settings, ignore_index:int) -> tuple[Tensor, Tensor]:
+def mask_ignored(z:Tensor, target:Tensor, settings:Settings, ignore_index:float) -> tuple[Tensor, Tensor]:
     "Logits, and targets as smoothed numbers; where a target is ignored both are such that nothing is added"
     y = target.to(z.dtype)
     if target.dtype == torch.bool: return z, smooth(y, settings)
-    known = y != ignore_index
-    y = torch.where(known, y, 0.)
-    if settings.smoothing: y = torch.where(known, smooth(y, settings), 0.)
-    return torch.where(known, z, EASIEST_LOGIT), y
+    known = known_entries(target, ignore_index)
+    y = y.clamp(0, 1)                                     # rounding, or an ignored one
+    if known is None: return z, smooth(y, settings)
+    return torch.where(known, z, EASIEST_LOGIT), torch.where(known, smooth(y, settings), 0.)
 
 # %% ../../nbs/24_ops.multi_label.ipynb #9e86e62a
 class _CompiledEntries(Function):
@@ -174,38 +182,39 @@ class _CompiledEntries(Function):
         ctx.save_for_backward(input, target, *tensors)
         s = Settings(*settings)
         z, y = mask_ignored(widened(input), target, s, ignore_index)
-        loss, _ = loss_and_gradient(z, y, s, needs_grad=False)
-        return loss
+        loss, _ = loss_and_gradient(finite_logits(z), y, s, needs_grad=False)
+        return loss + infinite_loss(z, *term_weights(y, s), s.clip, s.eps)
 
     @staticmethod
     def backward(ctx, grad_output):
         input, target, *tensors = ctx.saved_tensors
         s = Settings(*unpack(tensors, ctx.rest))
         z, y = mask_ignored(widened(input), target, s, ctx.ignore_index)
-        _, gradient = loss_and_gradient(z, y, s)
+        _, gradient = loss_and_gradient(finite_logits(z), y, s)
         return (gradient*grad_output).to(input.dtype), None, None, *[None]*len(s)
 
 # %% ../../nbs/24_ops.multi_label.ipynb #a0c4aae1
-def compiled_loss(input:Tensor, target:Tensor, settings:Settings, ignore_index:int, reduction:str) -> Tensor:
+def compiled_loss(input:Tensor, target:Tensor, settings:Settings, ignore_index:float, reduction:str) -> Tensor:
     "The loss, for compilers; arguments as `multi_label_reference` takes them"
-    count = None
+    known = known_entries(target, ignore_index)
     if target.dtype != torch.bool:
         y = target.to(at_least_float32(input))
-        y = torch.where(y != ignore_index, y, 0.)
-        assert_on_device((y*(1-y)).amin() >= 0, 'target: needs '+invalid_target(ignore_index))
-        if reduction == 'mean': count = (target != ignore_index).sum()
+        if known is not None: y = torch.where(known, y, 0.)
+        slack = label_slack(target)
+        assert_on_device((y*(1-y)).amin() >= -slack*(1+slack), 'target: needs '+invalid_target(ignore_index))
     loss = _CompiledEntries.apply(input, target, ignore_index, *settings)
-    return reduce_loss(loss, reduction, count)
+    return reduce_loss(loss, reduction, None if known is None else known.sum())
 
 # %% ../../nbs/24_ops.multi_label.ipynb #5be95c11
 CACHE_ENTRIES = 2**18                       # a block of this size stays in the cache
 SEARCH_FROM = 2**14                         # below this a search costs more than it saves
 MOST_ACTIVE = .25                           # above this share a search is in vain
 
-def _active_entries(logits:Tensor, targets:Tensor, settings:Settings) -> Tensor|None:
+def _active_entries(logits:Tensor, targets:Tensor, settings:Settings, ignore_index:float) -> Tensor|None:
     "Flat indices (K,) of the entries of (N, C) that may have a loss or gradient; None where a search does not pay"
     has_margin = isinstance(settings.clip, Tensor) or settings.clip > 0
     if logits.numel() < SEARCH_FROM or settings.smoothing or not has_margin: return None
+    if ignore_index == 0 and targets.dtype != torch.bool: return None     # what is left out is a known 0, or it would not count
     N, C = logits.shape
     margin, _ = split_logit(settings.clip, logits.dtype)              # below this logit a negative is easy
     a_few_rows = logits[::N//4+1]                                     # four at most
@@ -223,24 +232,22 @@ def _active_entries(logits:Tensor, targets:Tensor, settings:Settings) -> Tensor|
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 # %% ../../nbs/24_ops.multi_label.ipynb #472db8c2
-def _all_in_range(y:Tensor, ignore_index:int) -> bool:
+def _all_in_range(y:Tensor, ignore_index:float) -> bool:
     "Whether all targets are in [0, 1], and none of them can be an ignored one"
     low, high = y.aminmax()
     return bool(low >= 0 and high <= 1) and not 0 <= ignore_index <= 1
 
-def checked_loss_and_gradient(z:Tensor, target:Tensor, settings:Settings, ignore_index:int,
+def checked_loss_and_gradient(z:Tensor, target:Tensor, settings:Settings, ignore_index:float,
         needs_grad:bool) -> tuple[Tensor, Tensor|None, int]:
     "Loss and gradient of entries, of any shape, whose targets are checked here; and how many of them are ignored"
     y = target.to(z.dtype)
     if target.dtype == torch.bool or not y.numel() or _all_in_range(y, ignore_index):
         loss, gradient = loss_and_gradient(z, smooth(y, settings), settings, needs_grad)
         return loss, gradient, 0
-    known = y != ignore_index
-    invalid = known & ~((y >= 0) & (y <= 1))
-    if invalid.any(): raise ValueError(invalid_target(ignore_index, y[invalid][0].item()))
+    known_labels(target, z.dtype, ignore_index)           # raises where one is wrong
     z, y = mask_ignored(z, target, settings, ignore_index)
     loss, gradient = loss_and_gradient(z, y, settings, needs_grad)
-    return loss, gradient, known.numel()-int(known.sum())
+    return loss, gradient, target.numel()-int(count_known(target, ignore_index))
 
 # %% ../../nbs/24_ops.multi_label.ipynb #b48e0158
 def settings_of_entries(settings:Settings, entries:Tensor, C:int) -> Settings:
@@ -277,6 +284,20 @@ def _loss_of_all(z:Tensor, target:Tensor, settings:Settings, ignore_index:int, n
     return _in_chunks(chunks, ignore_index, needs_grad, keep_entries)
 
 # %% ../../nbs/24_ops.multi_label.ipynb #e752cd22
+def _one_pass(z:Tensor, target:Tensor, settings:Settings, ignore_index:float, needs_grad:bool, keep_entries:bool):
+    "Loss, gradient, which entries of (N, C) these are of (flat indices; None: of all), and how many are ignored"
+    active = _active_entries(z, target, settings, ignore_index)
+    if active is None: loss, gradient, ignored = _loss_of_all(z, target, settings, ignore_index, needs_grad, keep_entries)
+    else: loss, gradient, ignored = _loss_of_active(z, target, settings, active, ignore_index, needs_grad)
+    return loss, gradient, active, ignored
+
+def _with_infinite(z:Tensor, target:Tensor, settings:Settings, ignore_index:float, needs_grad:bool):
+    "The same for logits that may be infinite"
+    loss, gradient, ignored = _loss_of_all(finite_logits(z), target, settings, ignore_index, needs_grad, True)
+    z, y = mask_ignored(z, target, settings, ignore_index)
+    loss = loss + infinite_loss(z, *term_weights(y, settings), settings.clip, settings.eps)
+    return loss, gradient, None, ignored
+
 class OnePass(Function):
     "The loss on a CPU, its gradient computed along with it; logits and targets are (..., C)"
     @staticmethod
@@ -284,12 +305,9 @@ class OnePass(Function):
         C = input.shape[-1]
         z = widened(input).reshape(-1, C)
         target = target.reshape(-1, C)
-        active = _active_entries(z, target, settings)
-        if active is not None:
-            loss, gradient, ignored = _loss_of_active(z, target, settings, active, ignore_index, needs_grad)
-        else:
-            keep_entries = reduction == 'none'
-            loss, gradient, ignored = _loss_of_all(z, target, settings, ignore_index, needs_grad, keep_entries)
+        args = z, target, settings, ignore_index, needs_grad
+        loss, gradient, active, ignored = _one_pass(*args, keep_entries=reduction == 'none')
+        if not loss.sum().isfinite(): loss, gradient, active, ignored = _with_infinite(*args)
         if needs_grad: ctx.save_for_backward(gradient, active)      # (N, C) and None, or (K,) and (K,)
         ctx.double_backward = double_backward
         ctx.shape = input.shape
@@ -303,9 +321,10 @@ class OnePass(Function):
 
     @staticmethod
     def backward(ctx, grad_output):
-        if needs_double_backward(grad_output): return ctx.double_backward(grad_output), *[None]*6
         gradient, active = ctx.saved_tensors
-        factor = grad_output if ctx.count == 1 else grad_output/ctx.count
+        if needs_double_backward(grad_output): return ctx.double_backward(grad_output), *[None]*6
+        if not backward_keeps_graph(): ctx.double_backward = None   # and with it logits and targets
+        factor = grad_output if ctx.count <= 1 else grad_output/ctx.count     # 0: nothing counts, gradients are zeros
         if active is None: return scaled(gradient.view(ctx.shape), factor).to(ctx.dtype), *[None]*6
         if factor.ndim: factor = factor.reshape(-1)[active]
         values = scaled(gradient, factor).to(ctx.dtype)

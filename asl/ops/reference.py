@@ -59,10 +59,16 @@ def _constant_logit(m, dtype):
 def split_logit(m:float|Tensor, dtype:torch.dtype) -> tuple:
     "The logit of a margin as high + low: of a number two numbers, of a tensor two tensors of its shape, in dtype"
     if not isinstance(m, Tensor): return _constant_logit(m, dtype)
-    logit = torch.special.logit(m.double())
+    logit = torch.special.logit(m.to(highest_precision(m)))
     high = logit.to(dtype)
     low = (logit-high).nan_to_num(0.)                          # nan where m = 0: both are -inf
     return high, low.to(dtype)
+
+def margin_and_rest(m:float|Tensor, dtype:torch.dtype) -> tuple:
+    "A margin m and 1-m; tensors in dtype, after the subtraction: rounded before it, .999 leaves .001 three digits less"
+    if not isinstance(m, Tensor): return m, 1-m
+    wide = m.to(torch.promote_types(m.dtype, dtype))
+    return wide.to(dtype), (1-wide).to(dtype)
 
 # %% ../../nbs/22_ops.reference.ipynb #7b5950f6
 def _log1mexp(x:Tensor) -> Tensor:
@@ -86,7 +92,8 @@ def shifted(z:Tensor, m:float|Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor|No
     d = (z-high) - low
     easy = d <= 0                                              # false for nan, which must stay nan
     d = torch.where(easy, 1., d)                               # any positive number: its result is not used
-    p_m = p*(1-m)*one_minus_exp(d)                             # Eq. (8)
+    m, rest = margin_and_rest(m, z.dtype)
+    p_m = p*rest*one_minus_exp(d)                              # Eq. (8)
     log_p_m = _log1mexp(d) + log_p
     return p_m, log_p_m, _log_1m(z, p, q, log_q, p_m, m), easy
 
@@ -101,6 +108,28 @@ def _log_1m(z:Tensor, p:Tensor, q:Tensor, log_q:Tensor, p_m:Tensor, m:float|Tens
     if not isinstance(m, Tensor): return log_1m
     return torch.where(m > 0, log_1m, log_q)                   # without a margin p_m is p
 
+# %% ../../nbs/22_ops.reference.ipynb #4175da70
+def finite_logits(z:Tensor) -> Tensor:
+    "Logits with the largest number of their dtype in place of infinite ones; nan stays nan"
+    largest = torch.finfo(z.dtype).max
+    return z.clamp(-largest, largest)
+
+def infinite_part(slope:Tensor, z:Tensor) -> Tensor:
+    "slope*z where slope is not 0, and 0 elsewhere, whatever z is there; the derivative by z is slope"
+    return slope*torch.where(slope == 0, 0., z)
+
+def infinite_loss(z:Tensor, absent:Tensor, present:Tensor, clip:float|Tensor, eps:float) -> Tensor|float:
+    """What infinite logits on the wrong side add to the loss of `finite_logits`: inf, and 0 at all other entries.
+
+    absent and present, in the shape of z, are what L- and L+ are multiplied by.
+    """
+    if eps: return 0.
+    slope = torch.where((z == -math.inf) & (present > 0), -present, 0.)
+    upwards = (z == math.inf) & (absent > 0)
+    if isinstance(clip, Tensor): upwards = upwards & (clip == 0)
+    if isinstance(clip, Tensor) or clip == 0: slope = torch.where(upwards, absent, slope)
+    return infinite_part(slope, z)
+
 # %% ../../nbs/22_ops.reference.ipynb #f6019955
 def _terms(z:Tensor, gamma_neg:float|Tensor, gamma_pos:float|Tensor, clip:float|Tensor, eps:float|None=None,
         detach:bool=False) -> tuple[Tensor, Tensor]:
@@ -114,12 +143,16 @@ def _terms(z:Tensor, gamma_neg:float|Tensor, gamma_pos:float|Tensor, clip:float|
     return pos, neg
 
 # %% ../../nbs/22_ops.reference.ipynb #a5b6af16
+def mean_of_known(total:Any, count:Any) -> Any:
+    "total/count; nan where nothing counts, and the gradients are then zeros; tensors or JAX's arrays"
+    return total/(count + (count == 0)) + 0*count/count
+
 def reduce_loss(loss:Any, reduction:str, count:Any=None) -> Any:
     "Losses of entries, (..., C), or of samples, reduced; tensors or JAX's arrays. 'mean' divides by count (None: all)"
     if reduction == 'none': return loss
     if reduction == 'sum': return loss.sum()
     if reduction == 'batchmean': return loss.sum(-1).mean()
-    return loss.mean() if count is None else loss.sum()/count
+    return loss.mean() if count is None else mean_of_known(loss.sum(), count)
 
 # %% ../../nbs/22_ops.reference.ipynb #dbf979a0
 def multi_label_reference(input:Tensor, target:Tensor, settings:Sequence, ignore_index:int, reduction:str) -> Tensor:
@@ -133,8 +166,9 @@ def multi_label_reference(input:Tensor, target:Tensor, settings:Sequence, ignore
     y, known = known_labels(plain_tensor(target), z.dtype, ignore_index)
     if known is not None: z = torch.where(known, z, 0.)        # not even nan gets through
     y = y*(1-smoothing) + smoothing/2
-    pos, neg = _terms(z, gamma_neg, gamma_pos, clip, eps, detach)
+    pos, neg = _terms(finite_logits(z), gamma_neg, gamma_pos, clip, eps, detach)
     loss = weight*(pos_weight*y*pos + (1-y)*neg)
+    loss = loss + infinite_loss(z, weight*(1-y), weight*pos_weight*y, clip, eps)
     if known is None: return reduce_loss(loss, reduction)
     count = known.sum() if reduction == 'mean' else None
     return reduce_loss(torch.where(known, loss, 0.), reduction, count)
@@ -144,7 +178,7 @@ def exact_log_softmax(z:Tensor) -> tuple[Tensor, Tensor, Tensor]:
     "log p over dim 1 of (N, C, ...), its argmax k, and log(1-p_k), both (N, 1, ...): exact also where p_k rounds to 1"
     z = z - z.detach().amax(1, keepdim=True)
     k = z.argmax(1, keepdim=True)
-    is_k = torch.zeros_like(z, dtype=torch.bool).scatter(1, k, True)
+    is_k = torch.zeros_like(z, dtype=torch.bool).scatter(1, k, 1)      # 1 for True, which torch.jit cannot trace
     z_k = z.gather(1, k)
     very_low = torch.finfo(z.dtype).min/4                      # adds nothing, and is no infinity that could make nan
     others = torch.logsumexp(z.masked_fill(is_k, very_low), 1, keepdim=True)
@@ -154,27 +188,53 @@ def exact_log_softmax(z:Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return log_p, k, log_rest_k
 
 # %% ../../nbs/22_ops.reference.ipynb #e7bc9271
+def far_logits(z:Tensor) -> Tensor:
+    "Logits with numbers so far out for infinite ones that a softmax over them is 0 and 1; differences stay finite"
+    far = torch.finfo(z.dtype).max/4
+    return z.clamp(-far, far)
+
 def _at_target(value:float|Tensor, z:Tensor, t:Tensor) -> Tensor:
     "What is a number, or broadcasts against z, (N, C, ...), at the classes t; t and the result are (N, 1, ...)"
     if not isinstance(value, Tensor): value = z.new_full((), value)
     return value.expand(z.shape).gather(1, t)
+
+def _target_term(log_softmax:tuple, z:Tensor, t:Tensor, gamma_pos:float|Tensor) -> Tensor:
+    "w_t * -log p_t of Eq. (9); t and the result are (N, 1, ...)"
+    log_p, k, log_rest_k = log_softmax
+    log_p_t = log_p.gather(1, t)
+    is_largest = t == k
+    log_p_if_not = torch.where(is_largest, -1., log_p_t)       # -1: any negative number, its result is not used
+    log_1m_t = torch.where(is_largest, log_rest_k, torch.log1p(-torch.exp(log_p_if_not)))
+    return torch.exp(_at_target(gamma_pos, z, t)*log_1m_t)*-log_p_t
+
+def infinite_row(z:Tensor, t:Tensor, share_t:Tensor, share:float|Tensor, gamma_neg:float|Tensor) -> Tensor:
+    """What infinite logits, (N, C, ...), on the wrong side add to the loss of `far_logits`: inf, else 0; (N, 1, ...).
+
+    It is nan for a row without any class. share_t is what the target's term is multiplied by, share those of the others.
+    """
+    up = z == math.inf
+    down = z == -math.inf
+    bare = torch.where(down | up, 0., share).to(z.dtype)*(gamma_neg == 0)     # shares of a bare -log p, but the target's
+    lost = bare.scatter(1, t, torch.where(up.gather(1, t), 0., share_t).to(z.dtype))
+    slope = torch.where(up, lost.sum(1, keepdim=True)/up.sum(1, keepdim=True), 0.)
+    added = infinite_part(torch.where(down, -lost, slope), z).sum(1, keepdim=True)
+    return torch.where(down.all(1, keepdim=True), math.nan, added)
 
 def _per_sample(z:Tensor, t:Tensor, gamma_pos:float|Tensor, gamma_neg:float|Tensor, eps:float,
         weight:float|Tensor) -> tuple[Tensor, Tensor]:
     "Eq. (9) for each sample of z, (N, C, ...), and the class weight of its target t; these three are (N, ...)"
     C = z.shape[1]
     t = t.unsqueeze(1)
-    log_p, k, log_rest_k = exact_log_softmax(z)
-    log_p_t = _at_target(log_p, z, t)
+    finite = far_logits(z)
+    log_softmax = exact_log_softmax(finite)
+    log_p, _, _ = log_softmax
     weight_t = _at_target(weight, z, t)
-    is_largest = t == k
-    log_p_if_not = torch.where(is_largest, -1., log_p_t)       # -1: any negative number, its result is not used
-    log_1m_t = torch.where(is_largest, log_rest_k, torch.log1p(-torch.exp(log_p_if_not)))
-    focus = torch.exp(_at_target(gamma_pos, z, t)*log_1m_t)
-    loss = (1-eps+eps/C)*weight_t*focus*-log_p_t
+    loss = (1-eps+eps/C)*weight_t*_target_term(log_softmax, finite, t, gamma_pos)
+    masked = z == -math.inf                                    # a class that is not there adds nothing
     if eps:
-        non_targets = (weight*torch.exp(gamma_neg*log_p)*log_p).scatter(1, t, 0.)
+        non_targets = (weight*torch.exp(gamma_neg*log_p)*log_p).masked_fill(masked, 0.).scatter(1, t, 0.)
         loss = loss - eps/C*non_targets.sum(1, keepdim=True)
+    loss = loss + infinite_row(z, t, (1-eps+eps/C)*weight_t, eps/C*weight, gamma_neg)
     return loss.squeeze(1), weight_t.squeeze(1)
 
 # %% ../../nbs/22_ops.reference.ipynb #a5e10017

@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .checks import at_least_float32, known_classes
-from .common import needs_double_backward, of_classes, pack, power, scaled, unpack
-from .reference import reduce_loss
+from .common import needs_double_backward, of_classes, pack, power, scaled, unpack, widened
+from .torch_private import backward_keeps_graph
+from .reference import far_logits, infinite_row, reduce_loss, single_label_reference
+from .torch_private import backward_keeps_graph
 
 # %% ../../nbs/25_ops.single_label.ipynb #651e1e62
 BLOCK_ENTRIES = 2**19                          # logits of a block; they fit into the cache
@@ -216,8 +218,9 @@ def _class_indices(target, C, ignore_index):
     "Class indices as long, and which of them count (None: all), in the shape of target; raises for others"
     integers = not target.is_floating_point() and target.dtype != torch.bool
     if integers and not 0 <= ignore_index < C:
-        low, high = target.aminmax()
-        if low.item() >= 0 and high.item() < C: return target.long(), None
+        index = target.long()                                  # aminmax knows no uint16
+        low, high = index.aminmax()
+        if low.item() >= 0 and high.item() < C: return index, None
     return known_classes(target, C, ignore_index)
 
 # %% ../../nbs/25_ops.single_label.ipynb #6cbe60a0
@@ -251,55 +254,70 @@ def _for_rows(settings):
     gamma_pos, gamma_neg, eps, weight = settings
     return SingleLabelSettings(shaped(gamma_pos), shaped(gamma_neg), eps, shaped(weight))
 
-def _mean_scale(index, known, weight):
-    "One over the weights of the targets that count; infinite if there are none: their mean is nan, as PyTorch's"
+def _weight_of_known(index, known, weight):
+    "The weights of the targets that count, summed up: what a mean is divided by"
     weights = of_classes(weight, index)
     if known is not None: weights = torch.where(known, weights, 0.)
-    total = weights.sum().item() if isinstance(weights, Tensor) else weights*index.numel()
-    return 1/total if total else math.inf
+    return weights.sum().item() if isinstance(weights, Tensor) else weights*index.numel()
 
 # %% ../../nbs/25_ops.single_label.ipynb #6eb3f74d
+def _by_reference(input, target, settings, ignore_index, scale, needs_grad):
+    "Loss, (N, 1, D), and gradient times scale, (N, C, D), by the reference, which knows infinite logits"
+    z = input.detach().requires_grad_(needs_grad)
+    with torch.set_grad_enabled(needs_grad):
+        loss = single_label_reference(z, target, settings, ignore_index, 'none')
+        gradient = torch.autograd.grad(loss.sum()*scale, z)[0] if needs_grad else None
+    N, C = input.shape[:2]
+    if gradient is not None: gradient = gradient.reshape(N, C, -1)
+    return loss.detach().reshape(N, 1, -1), gradient
+
 class RowByRow(Function):
     "The loss on a CPU, its gradient computed along with it; logits are (N, C, ...), targets (N, ...)"
     # settings is a SingleLabelSettings; double_backward, that of ops.common, is None unless needs_grad
     @staticmethod
     def forward(ctx, input, target, settings, ignore_index, reduction, needs_grad, double_backward):
         N, C = input.shape[:2]
+        given = settings
         settings = _for_rows(settings)
         index, known = _class_indices(target.reshape(N, 1, -1), C, ignore_index)
-        scale = _mean_scale(index, known, settings.weight) if reduction == 'mean' else 1.
+        count = _weight_of_known(index, known, settings.weight) if reduction == 'mean' else 1.
+        scale = 1/count if count else 1.                       # nothing counts: gradients are zeros
         logits = input.reshape(N, C, -1)
         loss, gradient = _loss_and_gradient_in_blocks(logits, index, known, settings, scale, needs_grad)
+        if not loss.sum().isfinite():
+            loss, gradient = _by_reference(input, target, given, ignore_index, scale, needs_grad)
         if needs_grad: ctx.save_for_backward(gradient)
         ctx.double_backward = double_backward
         ctx.shape = input.shape
         ctx.dtype = input.dtype
-        loss = loss.view(target.shape) if reduction == 'none' else loss.sum()*scale
+        loss = loss.view(target.shape) if reduction == 'none' else loss.sum()*(scale if count else math.nan)
         return loss.to(at_least_float32(input))
 
     @staticmethod
     def backward(ctx, grad_output):
-        if needs_double_backward(grad_output): return ctx.double_backward(grad_output), *[None]*6
         gradient, = ctx.saved_tensors
+        if needs_double_backward(grad_output): return ctx.double_backward(grad_output), *[None]*6
+        if not backward_keeps_graph(): ctx.double_backward = None   # and with it logits and targets
         if grad_output.ndim: grad_output = grad_output.reshape(len(gradient), 1, -1)
         return scaled(gradient, grad_output).reshape(ctx.shape).to(ctx.dtype), *[None]*6
 
 # %% ../../nbs/25_ops.single_label.ipynb #91189a3b
-def _exact_exp(logits, maximum, shift=0):
-    "exp(z-b), z-b and b: the maximum of each row, (N, 1, ...), rounded up (not so in float64), plus shift"
-    if logits.dtype == torch.float64:
-        base = maximum+shift
-        difference = logits-base
-        return torch.exp(difference), difference, base
-    base = maximum.ceil()+shift
-    difference = logits-base
-    rounded = torch.exp(difference)
-    return rounded*(1+(logits-(difference+base))), difference, base
+def _exact_exp(logits, maximum, in_backward=False):
+    "exp(z-b), z-b and b: the maximum of each row, (N, 1, ...), rounded up, but not in float64"
+    base = maximum if logits.dtype == torch.float64 else maximum.ceil()
+    difference = -(base-logits) if in_backward else logits-base       # other words for the same
+    exponential = torch.exp(difference)
+    if logits.dtype == torch.float64: return exponential, difference, base
+    return exponential*(1+(logits-(difference+base))), difference, base
 
 def _is_target(logits, index):
     "Whether an entry is the target of its row, (N, C, ...); index (N, 1, ...)"
     classes = torch.arange(logits.shape[1], device=logits.device, dtype=torch.int32)
     return classes.view(-1, *[1]*(logits.ndim-2)) == index.int()
+
+def _is_masked(logits):
+    "Whether a class is masked: where `far_logits` put a number for -inf"
+    return logits <= torch.finfo(logits.dtype).min/4
 
 # %% ../../nbs/25_ops.single_label.ipynb #82a059d4
 class Row(NamedTuple):
@@ -329,19 +347,20 @@ def _each_entry(logits, index, settings, row, in_backward):
     "Eq. (2) of each entry; in_backward in other words, lest a compiler keep what forward computed for it"
     _, gamma, eps, weight = settings
     dtype = logits.dtype
-    shift = 2 if in_backward else 0                            # a small whole number, not zero
-    exponential, difference, _ = _exact_exp(logits, row.maximum, shift)
-    p = exponential*(row.inverse_total*math.exp(shift)).to(dtype)
+    exponential, difference, _ = _exact_exp(logits, row.maximum, in_backward)
+    p = exponential*row.inverse_total.to(dtype)
     if in_backward:
         below = row.maximum > logits
         is_target = ~(_is_target(logits, index)^True)
     else:
         below = logits < row.maximum
         is_target = _is_target(logits, index)
-    log_p = torch.where(below, difference-(row.log_total-shift).to(dtype), row.log_p_top.to(dtype))
+    log_p = torch.where(below, difference-row.log_total.to(dtype), row.log_p_top.to(dtype))
+    masked = _is_masked(logits)
+    log_p = torch.where(masked, 0., log_p)
     share = eps/logits.shape[1]*weight
     if isinstance(share, Tensor): share = share.to(dtype)
-    focus = torch.where(is_target, 0., _focus(p, log_p, gamma)*share)
+    focus = torch.where(is_target | masked, 0., _focus(p, log_p, gamma)*share)
     return Entries(p, focus*(1+gamma*log_p), focus*log_p, below, is_target)
 
 # %% ../../nbs/25_ops.single_label.ipynb #3cd3ca37
@@ -367,7 +386,7 @@ def _sum_others(logits, index, settings, row, exponential, difference, n_top):
     else:
         scale = scale*weight
         top_focus = n_top*torch.exp(gamma*(row.log_p_top+row.log_total))
-    focus = torch.where(below & ~is_target, focus, 0.)
+    focus = torch.where(below & ~is_target & ~_is_masked(logits), focus, 0.)
     sum_focus = scale*_sum(focus)
     top_focus = scale*top_focus
     minus_below = scale*_sum(focus*difference) - row.log_total*sum_focus       # Eq. (5)
@@ -420,8 +439,8 @@ def _gradient_from_sums(logits, index, settings, row, sums):
     return torch.where(is_target, at_target, gradient)
 
 def _as_computed(input, gamma_neg):
-    "Logits in what a compiler computes them in: at least float32, and float64 for powers that are no multiplications"
-    return input.to(at_least_float32(input) if _is_product(gamma_neg) else torch.float64)
+    "Finite logits in what a compiler computes them in: float32 at least, float64 for powers that are no multiplications"
+    return far_logits(input.to(at_least_float32(input) if _is_product(gamma_neg) else torch.float64))
 
 # %% ../../nbs/25_ops.single_label.ipynb #6bdc5bfe
 class CompiledRows(Function):
@@ -432,6 +451,9 @@ class CompiledRows(Function):
         loss, row, sums = _loss_and_sums(_as_computed(input, settings.gamma_neg), index, settings)
         tensors, ctx.rest = pack(settings)
         ctx.save_for_backward(input, index, known, *row, *sums, *tensors)
+        _, gamma_neg, eps, weight = settings
+        share = eps/input.shape[1]
+        loss = loss + infinite_row(widened(input), index, (1-eps+share)*of_classes(weight, index), share*weight, gamma_neg)
         return torch.where(known, loss, 0.)
 
     @staticmethod

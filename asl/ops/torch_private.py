@@ -9,7 +9,8 @@ __all__ = []
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 # %% ../../nbs/21_ops.torch_private.ipynb #bcadebe2
@@ -25,6 +26,18 @@ def functorch_active() -> bool:
 def forward_mode_active() -> bool:
     "Whether derivatives are taken forward (torch.autograd.forward_ad)"
     return getattr(forward_ad, '_current_level', -1) >= 0
+
+# %% ../../nbs/21_ops.torch_private.ipynb #9c376e34
+_mode = getattr(torch._C, '_get_dispatch_mode', None)
+_keys = getattr(torch._C, '_TorchDispatchModeKey', None)
+
+def _traced_by_fx() -> bool:
+    "Whether make_fx writes down what happens"
+    return _mode is not None and _mode(_keys.PROXY) is not None
+
+def values_hidden(x:Tensor) -> bool:
+    "Whether nobody may look at the values of x: on meta, fake, or under a transform or a tracer"
+    return x.is_meta or isinstance(x, FakeTensor) or functorch_active() or _traced_by_fx()
 
 # %% ../../nbs/21_ops.torch_private.ipynb #bfcaabdd
 _autograd = getattr(torch._C, '_autograd', None)
@@ -58,6 +71,18 @@ except ImportError: not_compiled = torch.compiler.disable
 def stored_entries(sparse:Tensor) -> tuple[Tensor, Tensor]:
     "Indices and values that a COO tensor holds, whether it is coalesced or not; writing to them changes it"
     return sparse._indices(), sparse._values()
+
+# %% ../../nbs/21_ops.torch_private.ipynb #6c6536bf
+class KeepsDtypes(nn.Module):
+    "A module whose tensors go to another device with it, and keep their dtypes whatever casts it"
+    def _apply(self, fn, recurse=True):
+        def moved(tensor):
+            try: out = fn(tensor)
+            except TypeError:                                    # MPS has no float64
+                if tensor.dtype != torch.float64: raise
+                return fn(tensor.float())
+            return out if out.dtype == tensor.dtype else tensor.to(out.device)
+        return super()._apply(moved, recurse)
 
 # %% ../../nbs/21_ops.torch_private.ipynb #3f0a976b
 _version = tuple(int(part) for part in torch.__version__.split('.')[:2])

@@ -1,0 +1,202 @@
+"""Every way in which asl computes a loss, each as one entry of a table. A new way is a new entry, and gets every law.
+
+What stands in `lacks` a path does not offer, and then a law asks nothing of it: 'none' (that reduction), 'half', 'eps', 'soft'
+and 'unknown' targets, 'dtypes' of targets, 'second' derivatives, 'target' gradients, 'raises' (nan instead of an error)."""
+import os
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from unittest import mock
+
+os.environ['TRITON_INTERPRET'] = '1'           # before anything imports triton
+import torch
+import torch.distributed as dist
+from torch.autograd import Function
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor.parallel import parallelize_module
+
+import asl
+from asl.distributed import ClassParallel, class_parallel_loss
+from asl.ops import dispatch, multi_label, single_label
+
+@dataclass(frozen=True)
+class Path:
+    name:str
+    loss:Callable                              # of logits, targets and settings: a tensor to be differentiated
+    constants:tuple = ()                       # (module, name, value): what makes the library take this path
+    lacks:frozenset = frozenset()
+
+    def has(self, *features:str) -> bool: return not self.lacks & set(features)
+
+    @contextmanager
+    def taken(self):
+        "While this lasts, the library goes this way"
+        with ExitStack() as stack:
+            for module, name, value in self.constants: stack.enter_context(mock.patch.object(module, name, value))
+            yield self
+
+    def value_and_gradient(self, z, target, **settings):
+        "Loss, and gradient of its sum by the logits"
+        z = z.detach().clone().requires_grad_()
+        with self.taken():
+            loss = self.loss(z, target, **settings)
+            gradient, = torch.autograd.grad(loss.sum(), z)
+        return loss.detach(), gradient
+
+    def __repr__(self): return self.name
+
+# Losses of whole logits
+def compiled(loss, backend='aot_eager'):
+    "A loss by torch.compile; aot_eager traces as the real compiler does, and writes no code"
+    @cache
+    def compile(): return torch.compile(loss, backend=backend, fullgraph=True)
+    def run(*args, **settings):
+        torch.compiler.reset()
+        return compile()(*args, **settings)
+    return run
+
+def transformed(loss):
+    "The gradient by torch.func, given back as if autograd had found it"
+    def value_and_gradient(z, target, settings):
+        value, pullback = torch.func.vjp(lambda z: loss(z, target, **settings), z)
+        return value, lambda cotangent: pullback(cotangent)[0]
+    return lambda z, target, **settings: _Given.apply(z, value_and_gradient, target, settings)
+
+class _Given(Function):
+    "A loss whose gradient something else than autograd computes: value_and_gradient(z, target, settings)"
+    @staticmethod
+    def forward(ctx, z, value_and_gradient, target, settings):
+        with torch.enable_grad(): value, ctx.pullback = value_and_gradient(z.detach(), target, settings)
+        return value.detach()
+    @staticmethod
+    def backward(ctx, cotangent): return ctx.pullback(cotangent), None, None, None
+
+def kernels(which):
+    "The Triton kernels, by the interpreter: on a CPU, where asl itself would not take them"
+    def run(z, target, **settings):
+        with mock.patch.object(dispatch, 'backend', lambda *_: 'triton'): return getattr(asl, which)(z, target, **settings)
+    return run
+
+def in_jax(which):
+    "The function of asl.jax"
+    import asl.jax, jax
+    from jax import numpy as jnp
+    def array(x):
+        if not isinstance(x, torch.Tensor): return x
+        if x.dtype == torch.bfloat16: return jnp.asarray(x.float().numpy()).astype(jnp.bfloat16)
+        return jnp.asarray(x.numpy())
+    def tensor(x, dtype):
+        with jax.enable_x64(True): return torch.tensor(jax.device_get(x.astype(jnp.float64))).to(dtype)
+    def value_and_gradient(z, target, settings):
+        loss = getattr(asl.jax, which)
+        with jax.enable_x64(True):
+            settings = {name: array(value) for name, value in settings.items()}
+            value, pullback = jax.vjp(jax.jit(lambda z: loss(z, array(target), **settings)), array(z))
+            dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
+        def back(cotangent):
+            with jax.enable_x64(True): return tensor(pullback(array(cotangent).astype(value.dtype))[0], z.dtype)
+        return tensor(value, dtype), back
+    return lambda z, target, **settings: _Given.apply(z, value_and_gradient, target, settings)
+
+# Heads: hidden activations and a weight whose product is the logits, to the last bit
+BUDGET = 2**12                                 # bytes: several tiles even of few entries
+
+def as_head(z):
+    "Hidden (N, D) and weight (C, D) whose product is z, (N, C)"
+    eye = torch.eye(len(z), dtype=z.dtype)
+    return eye, z.mT.contiguous()
+
+def of_rows(loss):
+    "A loss summed row by row where logits are infinite: a product of several rows would be inf*0"
+    def run(z, target, **settings):
+        z, target = z.reshape(-1, z.shape[-1]), target.reshape(-1, target.shape[-1])
+        if z.isfinite().all(): return loss(z, target, **settings)
+        assert settings.get('reduction', 'sum') == 'sum'
+        return sum(loss(row[None], y[None], **settings) for row, y in zip(z, target))
+    return run
+
+def listed(target):
+    "Class indices (N, K) of the ones, padded with -1"
+    found = [row.nonzero().view(-1) for row in target]
+    return torch.nn.utils.rnn.pad_sequence([*found, torch.empty(1, dtype=torch.long)], True, -1)[:-1]
+
+def stored(target, layout):
+    "A sparse tensor of all labels that are not 0"
+    target = target if target.dtype == torch.bool or target.is_floating_point() else target.float()
+    return target.to_sparse() if layout == 'coo' else target.to_sparse_csr()
+
+def head(z, target, *, convert=lambda target: target, weight=None, **settings):
+    return asl.linear_asymmetric_loss(*as_head(z), None, convert(target), class_weight=weight, budget=BUDGET, **settings)
+
+@cache
+def mesh():
+    "This process alone"
+    if not dist.is_initialized(): dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    return init_device_mesh('cpu', (1,))
+
+def divided_head(z, target, *, weight=None, **settings):
+    "A head whose classes are divided among the processes of a mesh"
+    def value_and_gradient(z, target, settings):
+        hidden, of_classes = as_head(z)
+        whole = asl.LinearAsymmetricLoss(*reversed(of_classes.shape), bias=False, dtype=z.dtype, class_weight=weight,
+            budget=BUDGET, **settings)
+        with torch.no_grad(): whole.weight.copy_(of_classes)
+        divided = parallelize_module(whole, mesh(), ClassParallel())
+        value = divided(hidden, target)
+        def back(cotangent):
+            gradient, = torch.autograd.grad(value, divided.weight, cotangent)
+            return gradient.to_local().mT
+        return value, back
+    return _Given.apply(z, value_and_gradient, target, settings)
+
+def divided_logits(which, dim):
+    "Logits that are divided among the processes of a mesh"
+    def run(z, target, **settings):
+        logits = DTensor.from_local(z, mesh(), [Shard(dim % z.ndim)], run_check=False)
+        return class_parallel_loss(which(**settings), logits, target)
+    return run
+
+def lacking(*features:str) -> frozenset: return frozenset(features)
+
+_HEAD = lacking('none', 'second', 'target', 'half exact', 'dtypes', 'layouts')
+_PLAIN = ((dispatch, 'backend', lambda *_: 'plain'),)
+_SEARCH = ((multi_label, 'SEARCH_FROM', 0), (multi_label, 'MOST_ACTIVE', 2.))
+_BLOCKS = ((multi_label, 'CACHE_ENTRIES', 16),)
+_multi, _single = asl.asymmetric_loss_multi_label, asl.asymmetric_loss_single_label
+
+MULTI = [
+    Path('cpu', _multi),
+    Path('cpu in blocks', _multi, _BLOCKS),
+    Path('cpu, easy ones skipped', _multi, _SEARCH),
+    Path('cpu, easy ones skipped, in blocks', _multi, _SEARCH+_BLOCKS),
+    Path('plain', _multi, _PLAIN),
+    Path('torch.func', transformed(_multi), (), lacking('second', 'target', 'raises')),
+    Path('compiler', compiled(_multi), (), lacking('second', 'target')),
+    Path('triton', kernels('asymmetric_loss_multi_label'), (), lacking('float64')),
+    Path('jax', in_jax('asymmetric_loss_multi_label'), (), lacking('eps', 'second', 'target', 'raises', 'layouts')),
+    Path('head, dense', of_rows(head), (), _HEAD),
+    Path('head, indices', of_rows(partial(head, convert=listed)), (), _HEAD | {'soft', 'unknown', 'raises'}),
+    Path('head, COO', of_rows(partial(head, convert=partial(stored, layout='coo'))), (), _HEAD | {'unknown 0'}),
+    Path('head, CSR', of_rows(partial(head, convert=partial(stored, layout='csr'))), (), _HEAD | {'unknown 0'}),
+    Path('head, compiled', of_rows(partial(head, compiled=True)), (), _HEAD | {'slow'}),
+    Path('divided head', of_rows(divided_head), (), _HEAD),
+    Path('divided logits', divided_logits(asl.AsymmetricLossMultiLabel, -1), (), lacking('none', 'second', 'target')),
+]
+
+SINGLE = [
+    Path('cpu', _single),
+    Path('cpu in blocks', _single, ((single_label, 'BLOCK_ENTRIES', 16),)),
+    Path('cpu in float32', _single, ((single_label, 'FLOAT32_ABOVE', 0),)),
+    Path('plain', _single, _PLAIN),
+    Path('torch.func', transformed(_single), (), lacking('second', 'raises')),
+    Path('compiler', compiled(_single), (), lacking('second')),
+    Path('triton', kernels('asymmetric_loss_single_label'), (), lacking('float64')),
+    Path('jax', in_jax('asymmetric_loss_single_label'), (), lacking('second', 'raises', 'layouts')),
+    Path('divided logits', divided_logits(asl.AsymmetricLossSingleLabel, 1), (), lacking('none', 'second')),
+]
+
+def having(paths:Iterable[Path], *features:str) -> list[Path]:
+    "The paths that offer all of these features"
+    return [path for path in paths if path.has(*features)]
