@@ -7,14 +7,14 @@ __all__ = ['probability_gap', 'AdaptiveGamma']
 
 # %% ../nbs/03_adaptive.ipynb #8de85438
 import math
-from numbers import Real
 from typing import cast
 
 import torch
-from torch import Tensor, distributed as dist, nn
+from torch import Tensor, distributed as dist
 
 from .loss import AsymmetricLossMultiLabel
-from .ops.checks import at_least_float32, check_arguments, highest_precision, known_labels
+from asl.ops.checks import (KeepsPrecision, at_least_float32, check_arguments, check_number, highest_precision,
+    known_labels)
 
 # %% ../nbs/03_adaptive.ipynb #6cc86cba
 def _gap_sums(input, target, ignore_index):
@@ -59,23 +59,19 @@ def probability_gap(input:Tensor, target:Tensor, ignore_index:int=-100) -> Tenso
     return _gap(_gap_sums(input, target, ignore_index)).to(at_least_float32(input))
 
 # %% ../nbs/03_adaptive.ipynb #bea75937
-def _check_number(name, value, fits, needs):
-    "Raise unless value is a number that fits"
-    if not isinstance(value, Real): raise TypeError(f'{name}: got {type(value).__name__}, needs {needs}')
-    if not fits(value): raise ValueError(f'{name}: got {value}, needs {needs}')
-
 def _checked_gamma(loss, low, high):
     "The gamma_neg of a loss that can be steered, within the bounds low and high: a new 0-dim tensor where the loss is"
     if not isinstance(loss, AsymmetricLossMultiLabel):
         raise TypeError(f'loss: got {type(loss).__name__}, needs an AsymmetricLossMultiLabel')
-    device = next((buffer.device for buffer in loss.buffers()), None)
+    device = next((buffer.device for buffer in loss.buffers()), 'cpu')       # whatever torch.device(...) is in force
     gamma = torch.as_tensor(loss.gamma_neg, device=device).detach().clone()
+    if gamma.is_meta: raise ValueError('loss: got gamma_neg on the meta device, needs one with a value')
     if gamma.ndim:
         raise ValueError(f'loss: got gamma_neg of shape {tuple(gamma.shape)}, needs one number for all classes')
     needs_low = f'a lowest gamma_neg >= 0, and at most that of the loss, {gamma:g}'
     needs_high = f'a finite highest gamma_neg, at least that of the loss, {gamma:g}'
-    _check_number('bounds', low, lambda v: 0 <= v <= gamma, needs_low)
-    _check_number('bounds', high, lambda v: gamma <= v < math.inf, needs_high)
+    check_number('bounds', low, needs_low, lambda v: 0 <= v <= gamma)
+    check_number('bounds', high, needs_high, lambda v: gamma <= v < math.inf)
     return gamma.to(at_least_float32(gamma))
 
 # %% ../nbs/03_adaptive.ipynb #e3c2d0bc
@@ -85,7 +81,7 @@ def _make_buffer(loss, gamma):
     loss.register_buffer('gamma_neg', gamma)
 
 # %% ../nbs/03_adaptive.ipynb #4d3a85c1
-class AdaptiveGamma(nn.Module):
+class AdaptiveGamma(KeepsPrecision):
     """Moves `loss.gamma_neg` towards a target of the probability gap while a model trains.
 
     Parameters
@@ -113,9 +109,9 @@ class AdaptiveGamma(nn.Module):
         bounds:tuple[float, float]=(0., 10.), momentum:float=.9,
     ):
         super().__init__()
-        _check_number('target_gap', target_gap, lambda v: -1 < v < 1, 'a number above -1 and below 1')
-        _check_number('rate', rate, lambda v: 0 <= v < math.inf, 'a finite number >= 0')
-        _check_number('momentum', momentum, lambda v: 0 <= v < 1, 'a number in [0, 1)')
+        check_number('target_gap', target_gap, 'a number above -1 and below 1', lambda v: -1 < v < 1)
+        check_number('rate', rate, 'a finite number >= 0', lambda v: 0 <= v < math.inf)
+        check_number('momentum', momentum, 'a number in [0, 1)', lambda v: 0 <= v < 1)
         if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
             raise ValueError(f'bounds: got {bounds}, needs a lowest and a highest gamma_neg')
         gamma = _checked_gamma(loss, *bounds)

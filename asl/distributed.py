@@ -19,13 +19,13 @@ from torch.distributed.tensor.parallel import ParallelStyle
 from torch.nn import functional as F
 
 from .functional import asymmetric_loss_multi_label
-from .linear import (BUDGET, NO_NONE, LinearAsymmetricLoss, check_k, check_target, is_listed, linear_asymmetric_loss,
-    link_settings, stand_in_logits, topk_in_tiles)
+from .linear import (BUDGET, NO_NONE, LinearAsymmetricLoss, check_budget, check_constant, check_k, check_target,
+    head_settings, is_listed, linear_asymmetric_loss, link_settings, stand_in_logits, topk_in_tiles)
 from .loss import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel
-from asl.ops.checks import (at_least_float32, check_arguments, check_setting, highest_precision, known_classes,
-    raise_where)
+from .ops.checks import (at_least_float32, check_arguments, check_setting, count_known, highest_precision,
+    known_classes, raise_where)
 from .ops.common import of_classes, per_class
-from .ops.reference import reduce_loss, softplus
+from .ops.reference import finite_logits, infinite_part, mean_of_known, reduce_loss, softplus
 from .ops.tiles import listed_entries
 from .ops.torch_private import not_compiled, stored_entries
 from .posterior import posterior
@@ -74,7 +74,9 @@ def _total(part:Callable[[], tuple], mesh:DeviceMesh, device:torch.device, reduc
     total, count, errors = _summed(torch.stack(summands), mesh).unbind()
     if error: raise error
     if errors: raise ValueError(ELSEWHERE)
-    return (total/{'sum': 1, 'mean': count, 'batchmean': rows}[reduction]).to(loss.dtype)
+    if reduction == 'sum': return total.to(loss.dtype)
+    count = count.detach() if reduction == 'mean' else torch.full_like(count, rows)
+    return mean_of_known(total, count).to(loss.dtype)
 
 # %% ../nbs/05_distributed.ipynb #832880c5
 def _own_listed(target, shape, C, own):
@@ -88,10 +90,12 @@ def _own_listed(target, shape, C, own):
     places = torch.stack([rows[here], classes[here]-own.start])
     return torch.sparse_coo_tensor(places, labels[here], (*shape, own.stop-own.start), check_invariants=False)
 
-def _known_entries(target, size, ignore_index):
-    "How many of so many entries have a label"
-    if target.layout != torch.strided: return size-(stored_entries(target)[1] == ignore_index).sum()
-    return (target != ignore_index).sum() if target.is_floating_point() else size
+def _count_known(target, kind, size, ignore_index):
+    "How many of so many entries have a label; those that a target does not list are known"
+    if kind == 'indices': return size
+    if target.layout == torch.strided: return count_known(target, ignore_index)
+    listed = stored_entries(target)[1]
+    return size - listed.numel() + count_known(listed, ignore_index)
 
 # %% ../nbs/05_distributed.ipynb #8faabb1c
 NO_SPARSE = 'target: got {}, needs class indices or dense labels where input_layouts is Shard(0)'
@@ -104,16 +108,16 @@ def _widest(rows, width, mesh, device):
         raise ValueError(f'hidden: got {all_rows.tolist()} samples on the processes, needs as many on each')
     return widths.max().item()
 
-def _same_width(target, hidden, mesh):
+def _same_width(target, kind, hidden, mesh):
     "Own samples' target; indices (N, K) padded to the largest K of all processes"
     if target.layout != torch.strided: raise ValueError(NO_SPARSE.format(target.layout))
     width = _widest(len(hidden), target.shape[-1], mesh, hidden.device)
-    return F.pad(target, (0, width-target.shape[-1]), value=-1) if is_listed(target) else target
+    return F.pad(target, (0, width-target.shape[-1]), value=-1) if kind == 'indices' else target
 
 # %% ../nbs/05_distributed.ipynb #3f52cde9
-def _own_labels(target, shape, mesh, layout, C, own):
+def _own_labels(target, kind, shape, mesh, layout, C, own):
     "Of the target of all samples (shape: of these), the labels of own classes"
-    if not is_listed(target): return _moved(target, mesh, layout, Shard(target.ndim-1))
+    if not is_listed(target, kind): return _moved(target, mesh, layout, Shard(target.ndim-1))
     if layout != Replicate(): target = _moved(target, mesh, layout, Replicate())
     return _own_listed(target, shape, C, own)
 
@@ -140,15 +144,16 @@ def _own_head(head, hidden):
     return _OwnHead(mesh, logits, _own_classes(logits.shape[-1], mesh), head.weight.to_local(), bias)
 
 # %% ../nbs/05_distributed.ipynb #741bbfc9
-def _own_loss(hidden, own, target, settings, reduction, **options):
+def _own_loss(hidden, own, target, kind, settings, reduction, **options):
     "Loss of own classes, and for a mean how many entries count"
     if not len(own.weight):
         nothing = hidden[:0].sum()+own.weight.sum()                    # zero, with gradients of zeros
         return nothing if own.bias is None else nothing+own.bias.sum(), 0
-    loss = linear_asymmetric_loss(hidden, own.weight, own.bias, target, **settings, reduction='sum', **options)
+    loss = linear_asymmetric_loss(hidden, own.weight, own.bias, target, **settings, target_kind=kind, reduction='sum',
+        **options)
     if reduction != 'mean': return loss, 0
     size = hidden.shape[:-1].numel()*len(own.weight)
-    return loss, _known_entries(target, size, settings['ignore_index'])
+    return loss, _count_known(target, kind, size, settings['ignore_index'])
 
 class _ClassParallelHead(LinearAsymmetricLoss):
     "What `ClassParallel` makes of a head"
@@ -158,17 +163,16 @@ class _ClassParallelHead(LinearAsymmetricLoss):
     def forward(self, hidden, target, stats=None):
         own = _own_head(self, hidden)
         mesh = own.mesh
-        settings = {name: _own_setting(value, own.classes) for name, value in self.loss.settings().items()}
-        settings['class_weight'] = settings.pop('weight')
+        settings = {name: _own_setting(value, own.classes) for name, value in head_settings(self.loss).items()}
         reduction = settings.pop('reduction')
-        check_target(own.logits, target, reduction)
+        kind = check_target(own.logits, target, self.target_kind, reduction, settings['ignore_index'])
         layout = self.input_layouts
-        if layout != Replicate(): target = _same_width(target, hidden, mesh)
+        if layout != Replicate(): target = _same_width(target, kind, hidden, mesh)
         hidden = _everywhere(hidden, mesh, layout)
         shape = hidden.shape[:-1]
-        labels = _own_labels(target, shape, mesh, layout, own.logits.shape[-1], own.classes)
-        part = partial(_own_loss, hidden, own, labels, settings, reduction, budget=self.budget, compiled=self.compiled,
-            stats=stats)
+        labels = _own_labels(target, kind, shape, mesh, layout, own.logits.shape[-1], own.classes)
+        part = partial(_own_loss, hidden, own, labels, kind, settings, reduction, budget=self.budget,
+            compiled=self.compiled, stats=stats)
         return _total(part, mesh, hidden.device, reduction, shape.numel())
 
     def predict_topk(self, hidden, k): return _topk_of_head(self, hidden, k)
@@ -223,8 +227,10 @@ def _topk_of_all(values, classes, k, mesh, C):
     last = Shard(values.ndim-1)
     values = _moved(values.contiguous(), mesh, last, Replicate())
     classes = _moved(classes.contiguous(), mesh, last, Replicate())
-    values, order = values.topk(k)
-    return values, classes.gather(-1, order)
+    ranks = values.clamp(min=torch.finfo(values.dtype).min)            # a class that is masked comes before none
+    ranks = ranks.masked_fill(classes < 0, -math.inf)
+    order = ranks.topk(k).indices
+    return values.gather(-1, order), classes.gather(-1, order)
 
 # %% ../nbs/05_distributed.ipynb #cf9e4cc0
 def _own_topk(hidden, own, k, settings, budget):
@@ -269,65 +275,96 @@ def _divided(logits, dim):
     return mesh, C, _own_classes(C, mesh)
 
 # %% ../nbs/05_distributed.ipynb #d806c677
+def _check_class_dim(loss, logits):
+    "Classes are divided along the last dimension, so that has to be theirs"
+    class_dim = getattr(loss, 'class_dim', -1)
+    if class_dim not in (-1, logits.ndim-1):
+        raise ValueError(f'loss: got class_dim={class_dim}, needs -1, and logits (..., C) divided by Shard(-1)')
+
 def _multi_label(loss, logits, target):
     "`class_parallel_loss` of many labels"
     mesh, _, own = _divided(logits, -1)
+    _check_class_dim(loss, logits)
     settings = {name: _own_setting(value, own) for name, value in loss.settings().items()}
     reduction = settings.pop('reduction')
-    check_arguments(logits, target, reduction)
+    check_arguments(logits, target, reduction, ignore_index=settings['ignore_index'])
+    check_constant('target', target)
     if reduction == 'none': raise ValueError(NO_NONE)
     if isinstance(target, DTensor): labels = target.redistribute(placements=[Shard(logits.ndim-1)]).to_local()
     else: labels = target[..., own]
     own_logits = logits.to_local()
     def part():
-        count = (labels != settings['ignore_index']).sum() if reduction == 'mean' else 0
+        count = count_known(labels, settings['ignore_index']) if reduction == 'mean' else 0
         return asymmetric_loss_multi_label(own_logits, labels, **settings, reduction='sum'), count
     return _total(part, mesh, own_logits.device, reduction, logits.shape[:-1].numel())
 
 # %% ../nbs/05_distributed.ipynb #9b76f2cf
-def _log_softmax_of_own(z, mesh):
+def _of_all(mesh, *parts):
+    "Of tensors (N, 1, ...) of this process those of all W, each (N, W, ...), in one exchange"
+    together = _everywhere(torch.cat(parts, 1), mesh, Shard(1))
+    return together.unflatten(1, (-1, len(parts))).unbind(2)
+
+def _log_softmax_of_own(z, bests, own_k, mesh):
     "Eqs. (2)-(4): log p of own classes (N, c, ...); which of them is k; log(1-p_k), (N, 1, ...)"
-    best, own_k = z.detach().max(1, keepdim=True)
-    bests = _everywhere(best, mesh, Shard(1))
     k_is_mine = bests.argmax(1, keepdim=True) == mesh.get_local_rank()
     z = z-bests.amax(1, keepdim=True)
     is_k = torch.zeros_like(z, dtype=torch.bool).scatter(1, own_k, k_is_mine)
     own_rest = torch.logsumexp(z.masked_fill(is_k, torch.finfo(z.dtype).min/4), 1, keepdim=True)
     own_z_k = torch.where(k_is_mine, z.gather(1, own_k), 0.)
-    both = _everywhere(torch.cat([own_rest, own_z_k], 1), mesh, Shard(1))
-    rests, z_ks = both.unflatten(1, (-1, 2)).unbind(2)
+    rests, z_ks = _of_all(mesh, own_rest, own_z_k)
     rest = torch.logsumexp(rests, 1, keepdim=True)
     z_k = z_ks.sum(1, keepdim=True)
     log_p_k = -softplus(rest-z_k)
     return torch.where(is_k, log_p_k, z-z_k+log_p_k), is_k, -softplus(z_k-rest)
 
 # %% ../nbs/05_distributed.ipynb #bf3bb505
-def _own_target_term(log_p, is_k, log_rest, place, target, C, settings):
-    "The term of the target, (N, 1, ...), where own class `place` is that"
-    gamma_pos, _, eps, weight = settings
+def _own_target_term(log_p, is_k, log_rest, place, target, gamma_pos):
+    "The term of the target, (N, 1, ...), where own class `place` is that, but for its share"
     log_p_t = log_p.gather(1, place)
     is_certain = is_k.gather(1, place)
     log_1m = torch.where(is_certain, log_rest, torch.log1p(-torch.exp(torch.where(is_certain, -1., log_p_t))))
-    share = (1-eps+eps/C)*of_classes(weight, target)
-    return share*torch.exp(of_classes(gamma_pos, target)*log_1m)*-log_p_t
+    return torch.exp(of_classes(gamma_pos, target)*log_1m)*-log_p_t
 
+def _own_values(value, own, ndim):
+    "A setting of own classes, shaped to broadcast against logits (N, c, ...) of so many dimensions"
+    value = of_classes(value, own)
+    return value.view(-1, *[1]*(ndim-2)) if per_class(value) else value
+
+def _own_infinite(z, lost, losts, ups):
+    "What own infinite logits, z (N, c, ...), on the wrong side add to the loss, (N, 1, ...): as `infinite_row` does"
+    slope = losts.sum(1, keepdim=True)/ups.sum(1, keepdim=True).clamp(min=1)
+    slope = torch.where(z == math.inf, slope, 0.)
+    return infinite_part(torch.where(z == -math.inf, -lost, slope), z).sum(1, keepdim=True)
+
+# %% ../nbs/05_distributed.ipynb #b9031d26
 def _own_share(logits, target, own, C, mesh, settings):
     "What own classes, logits (N, c, ...), add to the single-label loss of each sample; target (N, ...)"
-    _, gamma_neg, eps, weight = settings
+    gamma_pos, gamma_neg, eps, weight = settings
     c = logits.shape[1]
-    if not c:                                              # one that is as good as none: the process takes part
-        nothing = logits.new_full((len(logits), 1, *logits.shape[2:]), torch.finfo(logits.dtype).min/4)
-        logits = torch.cat([logits, nothing], 1)
+    if not c:                                              # a class that is masked: the process takes part
+        logits = torch.cat([logits, logits.new_full((len(logits), 1, *logits.shape[2:]), -math.inf)], 1)
+    up = logits == math.inf
+    masked = logits == -math.inf
     target = target.unsqueeze(1)
     is_own = (target >= own.start) & (target < own.stop)
     place = (target-own.start).clamp(0, logits.shape[1]-1)
-    log_p, is_k, log_rest = _log_softmax_of_own(logits, mesh)
-    loss = torch.where(is_own, _own_target_term(log_p, is_k, log_rest, place, target, C, settings), 0.)
+    is_target = torch.zeros_like(up).scatter(1, place, is_own)
+    gamma_neg = _own_values(gamma_neg, own, logits.ndim)
+    share_t = logits.new_tensor(1-eps+eps/C)*of_classes(weight, target)
+    share = logits.new_tensor(eps/C)*_own_values(weight, own, logits.ndim)
+
+    bare = share.masked_fill(up | masked, 0.)*(gamma_neg == 0)         # shares of a -log p that nothing focuses
+    lost = torch.where(is_target, share_t.masked_fill(up, 0.), bare)   # inf times that, where another class is certain
+    best, own_k = logits.detach().max(1, keepdim=True)
+    bests, losts, ups = _of_all(mesh, best, lost.sum(1, keepdim=True), up.sum(1, keepdim=True).to(best.dtype))
+    log_p, is_k, log_rest = _log_softmax_of_own(finite_logits(logits), finite_logits(bests), own_k, mesh)
+    loss = torch.where(is_own, share_t*_own_target_term(log_p, is_k, log_rest, place, target, gamma_pos), 0.)
     if eps:
-        terms = (of_classes(weight, own)*torch.exp(of_classes(gamma_neg, own)*log_p)*log_p)[:,:c]
-        is_target = torch.zeros_like(is_k).scatter(1, place, is_own)[:,:c]
-        loss = loss - eps/C*terms.masked_fill(is_target, 0.).sum(1, keepdim=True)
-    return loss.squeeze(1)
+        terms = share*torch.exp(gamma_neg*log_p)*log_p
+        loss = loss - terms.masked_fill(is_target | masked, 0.).sum(1, keepdim=True)
+    loss = loss + _own_infinite(logits, lost, losts, ups)
+    nothing = bests.amax(1, keepdim=True) == -math.inf                 # a sample without any class
+    return loss.masked_fill(nothing, math.nan).squeeze(1)
 
 # %% ../nbs/05_distributed.ipynb #76cc6bfa
 def _single_label(loss, logits, target):
@@ -336,7 +373,7 @@ def _single_label(loss, logits, target):
     if isinstance(target, DTensor): target = target.full_tensor()
     given = loss.settings()
     reduction = given['reduction']
-    check_arguments(logits, target, reduction, single=True)
+    check_arguments(logits, target, reduction, single=True, ignore_index=given['ignore_index'])
     target, known = known_classes(target, C, given['ignore_index'])
     dtype = highest_precision(logits)
     settings = [check_setting(name, given[name], logits, dtype, 1-logits.ndim)
@@ -370,7 +407,8 @@ def class_parallel_loss(loss:nn.Module, logits:DTensor, target:Tensor) -> Tensor
     Raises
     ------
     ValueError, TypeError
-        For logits that are not divided so, another loss, and what the loss raises.
+        For logits that are not divided so, another loss or another `class_dim`, a target that requires grad, and what
+        the loss raises.
     """
     if isinstance(loss, AsymmetricLossMultiLabel): return _multi_label(loss, logits, target)
     if isinstance(loss, AsymmetricLossSingleLabel): return _single_label(loss, logits, target)
@@ -430,6 +468,7 @@ def class_parallel_plan(
     dict
         Bytes of a process: weight, gradient, states, hidden, tile, their sum memory; and wire, sent in a step.
     """
+    check_budget(budget)
     each = -(-num_classes//processes)
     size = dtype.itemsize
     of_weight = each*(in_features+1)*size

@@ -9,8 +9,8 @@ __all__ = ['asymmetric_loss_multi_label', 'asymmetric_loss_single_label']
 from torch import Tensor
 from torch.overrides import handle_torch_function
 
-from .ops.checks import (at_least_float32, check_arguments, check_class_dim, check_setting, highest_precision,
-    is_stand_in, like_input)
+from .ops.checks import (at_least_float32, check_arguments, check_class_dim, check_setting, classes_back,
+    classes_last, highest_precision, is_stand_in, like_input)
 from .ops.dispatch import multi_label_loss, single_label_loss
 
 # %% ../nbs/01_functional.ipynb #e484ce1e
@@ -24,8 +24,8 @@ def asymmetric_loss_multi_label(
     Parameters
     ----------
     input
-        Logits, (..., C), or with the C classes in `class_dim`, any floating dtype. float64 stays; all else is computed and returned in float32, and its
-        gradient comes back in its own dtype.
+        Logits, (..., C), or with the C classes in `class_dim`, any floating dtype. float64 stays; all else is computed
+        and returned in float32, and its gradient comes back in its own dtype.
     target
         Labels, the shape of `input`: floats in [0, 1], bool, or integers 0 and 1. Soft labels mix the two terms
         linearly.
@@ -50,14 +50,14 @@ def asymmetric_loss_multi_label(
             weight=weight, pos_weight=pos_weight, ignore_index=ignore_index, reduction=reduction, class_dim=class_dim)
     check_arguments(input, target, reduction, ignore_index=ignore_index)
     check_class_dim(class_dim, input)
-    logits = input.movedim(class_dim, -1)
+    logits = classes_last(input, class_dim)
     given = dict(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, eps=0. if eps is None else eps,
         smoothing=smoothing, weight=weight, pos_weight=pos_weight)
     dtype = at_least_float32(input)
     settings = [check_setting(name, value, logits, dtype) for name, value in given.items()]
-    loss = multi_label_loss(logits, target.movedim(class_dim, -1), (*settings, disable_torch_grad_focal_loss),
+    loss = multi_label_loss(logits, classes_last(target, class_dim), (*settings, disable_torch_grad_focal_loss),
         ignore_index, reduction)
-    return like_input(loss.movedim(-1, class_dim) if reduction == 'none' else loss, input)
+    return like_input(classes_back(loss, class_dim) if reduction == 'none' else loss, input)
 
 # %% ../nbs/01_functional.ipynb #61bbbda5
 def asymmetric_loss_single_label(
@@ -69,7 +69,8 @@ def asymmetric_loss_single_label(
     Parameters
     ----------
     input
-        Logits, (N, C) or (N, C, d1, ...), any floating dtype. float64 stays; all else is returned in float32.
+        Logits, (N, C) or (N, C, d1, ...), any floating dtype. float64 stays; all else is returned in float32. A class
+        whose logit is -inf is masked: it adds nothing.
     target
         Class indices, (N) or (N, d1, ...), any integer dtype.
     gamma_pos, gamma_neg, eps, weight, ignore_index, reduction

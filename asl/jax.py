@@ -8,7 +8,7 @@ __all__ = []
 # %% ../nbs/06_jax.ipynb #2e3b6a4d
 try: import jax
 except ImportError as e: raise ImportError("asl.jax needs JAX: pip install 'asymmetric-loss[jax]'") from e
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from jax.core import Tracer
 from jax.lax import optimization_barrier as opaque, stop_gradient as const
 from jax.nn import log_sigmoid, logsumexp, one_hot, sigmoid
 
-from .ops.checks import RANGES, check_arguments, check_setting, known_classes
-from .ops.reference import reduce_loss, split_logit_of_number
+from .ops.checks import (RANGES, check_arguments, check_class_dim, check_setting, known_classes,
+    known_entries, label_slack)
+from .ops.reference import FAR, reduce_loss, split_logit_of_number
 from .posterior import check_link, check_logits
 
 # %% ../nbs/06_jax.ipynb #e2ec146a
@@ -26,21 +27,35 @@ def _value_and_path(value, path):
     "The first, differentiated as if it were the second"
     return const(value) + (path-const(path))
 
+def _clamp(x, low, high):
+    "x from low to high; its derivative is 0 beyond them, and at them 1. nan stays nan"
+    return jnp.where(x < low, low, jnp.where(x > high, high, x))
+
 def _log1mexp(x):
     "log(1 - exp(-x)) for x > 0, exact at both ends (Maechler 2012)"
-    return jnp.where(x < 1, jnp.log(-jnp.expm1(-x)), jnp.log1p(-jnp.exp(-jnp.maximum(x, .5))))
+    if_small = jnp.log(-jnp.expm1(-x))
+    if_large = jnp.log1p(-jnp.exp(-jnp.maximum(x, .5)))
+    return jnp.where(x < 1, if_small, if_large)
 
-def _split_margin(clip):
-    "The logit of the margin in two floats: rounded, and what rounding has left out; a number, or an array per class"
-    if isinstance(clip, float): return split_logit_of_number(clip, None) if clip else (-np.inf, 0.)
+# %% ../nbs/06_jax.ipynb #885c9c51
+def _split_margin(clip, dtype):
+    "The logit of a margin as high + low: rounded to dtype, and what rounding has left out"
+    if isinstance(clip, float):
+        if clip == 0: return -np.inf, 0.
+        return split_logit_of_number(clip, torch.float64 if dtype == np.float64 else None)
     traced = isinstance(clip, jax.Array)
     xp = jnp if traced else np
-    wide = clip if traced else clip.astype(float)
+    wide = clip if traced else clip.astype(np.longdouble)
     with np.errstate(all='ignore'):
         logit = xp.log(wide) - xp.log1p(-wide)
-        high = logit.astype(clip.dtype)
-        low = xp.where(clip > 0, logit-high, 0.).astype(clip.dtype)
+        high = logit.astype(dtype)
+        low = xp.where(clip > 0, logit-high, 0.).astype(dtype)
     return high, low
+
+def _margin_and_rest(clip, dtype):
+    "A margin m and 1-m: numbers, or arrays in dtype"
+    if isinstance(clip, float): return clip, 1-clip
+    return clip.astype(dtype), (1-clip).astype(dtype)
 
 # %% ../nbs/06_jax.ipynb #7c9559e9
 class Side(NamedTuple):
@@ -49,27 +64,28 @@ class Side(NamedTuple):
     log_x: jax.Array
     loss: jax.Array            # -log(1-x)
 
-def _log_1m(p_m, p, q, log_q, z, clip):
+def _log_1m(p_m, p, q, log_q, z, m):
     "log(1-p_m), and its derivative -p*q/(q+m)"
-    q_plus_m = jnp.where(clip > 0, jnp.maximum(q+clip, jnp.finfo(z.dtype).tiny), 1.)
-    log_q_plus_m = jnp.log(_value_and_path(q_plus_m, jnp.where(z > 0, q, -p) + clip))
+    q_plus_m = jnp.where(m > 0, jnp.maximum(q+m, jnp.finfo(z.dtype).tiny), 1.)
+    log_q_plus_m = jnp.log(_value_and_path(q_plus_m, jnp.where(z > 0, q, -p) + m))
     value = jnp.where(p_m < .5, jnp.log1p(-p_m), log_q_plus_m)
-    return jnp.where(clip > 0, _value_and_path(value, log_q_plus_m), log_q)
+    return jnp.where(m > 0, _value_and_path(value, log_q_plus_m), log_q)
 
 def _sides_of(z, clip):
-    "The positive and the negative side of logits (..., C), and where p_m is zero"
+    "The positive and the negative side of finite logits (..., C), and where p_m is zero"
     p = sigmoid(z)
     q = sigmoid(-z)
     log_p = log_sigmoid(z)
     log_q = log_sigmoid(-z)
-    high, low = opaque(_split_margin(clip))                    # or jit makes z-(high+low) of (z-high)-low
+    high, low = opaque(_split_margin(clip, z.dtype))           # or jit makes z-(high+low) of it
     above = (z-high)-low
     easy = above <= 0
-    above = jnp.where(easy, 1., above)                         # any positive number: its result is not used
-    p_m = p*(1-clip)*-jnp.expm1(-above)
-    log_1m = _log_1m(p_m, p, q, log_q, z, clip)
+    above = jnp.where(easy, 1., above)                         # any positive number: not used
+    m, rest = _margin_and_rest(clip, z.dtype)
+    p_m = p*rest*-jnp.expm1(-above)
+    log_1m = _log_1m(p_m, p, q, log_q, z, m)
     positive = Side(q, log_q, -log_p)
-    negative = Side(p_m, _log1mexp(above)+log_p+jnp.log1p(-clip), -log_1m)
+    negative = Side(p_m, _log1mexp(above)+log_p+jnp.log(rest), -log_1m)
     return positive, negative, easy
 
 # %% ../nbs/06_jax.ipynb #4ae14ff7
@@ -86,67 +102,120 @@ def _log_gradient(side, gamma, detach):
     if detach: return log_gradient
     return log_gradient + jnp.log1p(gamma*(half/jnp.tanh(half)-half))
 
+# %% ../nbs/06_jax.ipynb #fd4b3417
+def _finite_logits(z):
+    "`finite_logits` of ops.reference, for arrays"
+    far = FAR*jnp.finfo(z.dtype).max
+    return jnp.where(z == jnp.inf, far, jnp.where(z == -jnp.inf, -far, z))
+
+def _infinite_part(slope, z):
+    "slope*z, but 0 where slope is 0, whatever z is there; its derivative by z is slope"
+    return slope*jnp.where(slope == 0, 0., z)
+
+def _infinite_loss(z, absent, present, clip):
+    """What infinite logits on the wrong side add to the loss: inf, and 0 at all other entries.
+
+    absent and present, in the shape of z, are what L- and L+ are multiplied by.
+    """
+    slope = jnp.where((z == -jnp.inf) & (present > 0), -present, 0.)
+    slope = jnp.where((z == jnp.inf) & (absent > 0) & (clip == 0), absent, slope)
+    return _infinite_part(slope, z)
+
 # %% ../nbs/06_jax.ipynb #15c754ae
+def _array(name, x):
+    "x, which has to be an array; one of NumPy stays so, for JAX would take its 64 bits"
+    if isinstance(x, (jax.Array, np.ndarray)): return x
+    raise TypeError(f'{name}: got {type(x).__name__}, needs an array of JAX or NumPy')
+
+def _widened(x):
+    "An array in what it is computed in: float64 stays, all else is float32"
+    x = jnp.asarray(x)
+    return x.astype(x.dtype if x.dtype == np.float64 else np.float32)
+
 def _without_values(value) -> Any:
-    "What a check can see of an array: a tensor of its shape and type without memory; all else as it is"
+    "What a check can see of an array: a tensor of its shape and type; all else as it is"
     if not isinstance(value, (jax.Array, np.ndarray)): return value
     return torch.empty(value.shape, dtype=getattr(torch, value.dtype.name), device='meta')
 
+# %% ../nbs/06_jax.ipynb #b0f09e33
 def _checked_setting(name, value, z, dim):
-    "A number as float; an array as it broadcasts against the classes in dim of z, nan where a value is out of range"
-    checked = check_setting(name, _without_values(value), _without_values(z), torch.float32, dim)
+    """A number as float; an array as it broadcasts against the classes in dim of z, in its type.
+
+    It is nan where a value is out of range. A margin in float64 stays so.
+    """
+    seen = _without_values(value)
+    checked = cast('float|torch.Tensor',
+        check_setting(name, seen, _without_values(z), torch.float32, dim))
     if not isinstance(checked, torch.Tensor): return float(checked)
     xp = jnp if isinstance(value, Tracer) else np              # what is known stays known under jit
-    array = xp.asarray(value).astype(z.dtype)
-    if name in RANGES:
-        _, fits = RANGES[name]
-        array = xp.where(fits(array), array, np.nan)
-    return array.reshape(checked.shape)
+    array = xp.asarray(value)
+    array = array.astype(xp.promote_types(array.dtype, z.dtype) if name == 'clip' else z.dtype)
+    _, fits = RANGES[name]
+    return xp.where(fits(array), array, np.nan).reshape(checked.shape)
 
 def _checked_settings(given, z, dim=-1):
     "The settings of a dict in its order, each by `_checked_setting`"
     return [_checked_setting(name, value, z, dim) for name, value in given.items()]
 
 # %% ../nbs/06_jax.ipynb #7fb9c5e6
+def _known_entries(target, ignore_index):
+    "Which labels or classes count, by `known_entries` of ops.checks; the shape of target"
+    all_count = known_entries(_without_values(target), ignore_index) is None
+    if all_count: return jnp.ones(target.shape, bool)
+    return jnp.asarray(target != target.dtype.type(ignore_index))
+
 def _known_labels(target, dtype, smoothing, ignore_index):
-    "Labels after smoothing, nan where they are not in [0, 1], and which of them count; the shape of target"
-    y = target.astype(dtype)
-    known = jnp.logical_or(target.dtype == bool, y != ignore_index)
-    valid = (y >= 0) & (y <= 1)
-    smoothed = jnp.where(valid, y*(1-smoothing) + smoothing/2, jnp.nan)
-    return jnp.where(known, smoothed, 0.), known
+    "Labels after smoothing, nan where they are not in [0, 1], and which count; the shape of target"
+    slack = label_slack(_without_values(target))
+    known = _known_entries(target, ignore_index)
+    y = jnp.asarray(target.astype(dtype))
+    valid = (y >= -slack) & (y <= 1+slack)
+    smoothed = _clamp(y, 0., 1.)*(1-smoothing) + smoothing/2
+    return jnp.where(known, jnp.where(valid, smoothed, jnp.nan), 0.), known
 
 # %% ../nbs/06_jax.ipynb #19a414c9
 def asymmetric_loss_multi_label(
-    input, target, gamma_neg=4., gamma_pos=1., clip=0.05, *, disable_torch_grad_focal_loss=False, smoothing=0.,
-    weight=None, pos_weight=None, ignore_index=-100, reduction='sum',
+    input, target, gamma_neg=4., gamma_pos=1., clip=0.05, *, disable_torch_grad_focal_loss=False,
+    smoothing=0., weight=None, pos_weight=None, ignore_index=-100, reduction='sum', class_dim=-1,
 ):
     """Asymmetric loss of C independent labels, a pure function of arrays.
 
     Parameters
     ----------
     input
-        Logits, (..., C), any floating dtype.
+        Logits, (..., C), or with the C classes in `class_dim`, any floating dtype.
     target
         Labels, the shape of `input`: numbers in [0, 1], or bool.
-    gamma_neg, gamma_pos, clip, disable_torch_grad_focal_loss, smoothing, weight, pos_weight, ignore_index, reduction
-        Settings, each as in `asl.AsymmetricLossMultiLabel`; numbers, or arrays of one value a class.
+    gamma_neg, gamma_pos, clip, disable_torch_grad_focal_loss, smoothing, weight, pos_weight
+        Settings, each as in `asl.AsymmetricLossMultiLabel`; numbers, or arrays (C,).
+    ignore_index, reduction, class_dim
+        The same.
 
     Returns
     -------
     jax.Array
-        A scalar; for `reduction='none'` the shape of `input`. nan where a value is refused: under jit nobody can raise.
+        A scalar; for `reduction='none'` the shape of `input`. nan where a value is refused: under
+        jit nobody can raise.
     """
-    check_arguments(_without_values(input), _without_values(target), reduction)
-    z = input+jnp.float32(0)
-    given = dict(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, smoothing=smoothing, weight=weight,
-        pos_weight=pos_weight)
+    logits = _without_values(_array('input', input))
+    labels = _without_values(_array('target', target))
+    check_arguments(logits, labels, reduction, ignore_index=ignore_index)
+    check_class_dim(class_dim, input)
+    def classes_last(x): return jnp.moveaxis(x, class_dim, -1)
+    z = classes_last(_widened(input))
+    given = dict(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, smoothing=smoothing,
+        weight=weight, pos_weight=pos_weight)
     gamma_neg, gamma_pos, clip, smoothing, weight, pos_weight = _checked_settings(given, z)
-    y, known = _known_labels(jnp.asarray(target), z.dtype, smoothing, ignore_index)
-    positive, negative, easy = _sides_of(jnp.where(known, z, 0.), clip)
-    negative_term = jnp.where(easy, 0., _term(negative, gamma_neg, disable_torch_grad_focal_loss))
-    loss = weight*(pos_weight*y*_term(positive, gamma_pos, disable_torch_grad_focal_loss) + (1-y)*negative_term)
-    return reduce_loss(jnp.where(known, loss, 0.), reduction, known.sum())
+    y, known = map(classes_last, _known_labels(target, z.dtype, smoothing, ignore_index))
+    z = jnp.where(known, z, 0.)                                # not even nan gets through
+    positive, negative, easy = _sides_of(_finite_logits(z), clip)
+    positive_term = _term(positive, gamma_pos, disable_torch_grad_focal_loss)
+    negative_term = _term(negative, gamma_neg, disable_torch_grad_focal_loss)
+    loss = weight*(pos_weight*y*positive_term + (1-y)*jnp.where(easy, 0., negative_term))
+    loss = loss + _infinite_loss(z, weight*(1-y), weight*pos_weight*y, clip)
+    loss = jnp.where(known, loss, 0.)
+    if reduction == 'none': return jnp.moveaxis(loss, -1, class_dim)
+    return reduce_loss(loss, reduction, known.sum().astype(z.dtype))
 
 # %% ../nbs/06_jax.ipynb #209e9b1c
 def _class_mask(index, C):
@@ -158,14 +227,30 @@ def _log_softmax(z):
     z = z - const(z.max(1, keepdims=True))
     top = _class_mask(z.argmax(1), z.shape[1])
     z_top = jnp.where(top, z, 0.).sum(1, keepdims=True)
-    rest = logsumexp(jnp.where(top, jnp.finfo(z.dtype).min/4, z), 1, keepdims=True)
-    log_p = jnp.where(top, log_sigmoid(z_top-rest), z-z_top+log_sigmoid(z_top-rest))
-    log_1m = jnp.where(top, log_sigmoid(rest-z_top), jnp.log1p(-jnp.exp(jnp.where(top, -1., log_p))))
+    very_low = jnp.finfo(z.dtype).min/4                        # adds nothing, and makes no nan
+    rest = logsumexp(jnp.where(top, very_low, z), 1, keepdims=True)
+    log_p_top = log_sigmoid(z_top-rest)
+    log_p = jnp.where(top, log_p_top, z-z_top+log_p_top)
+    log_p_if_not = jnp.where(top, -1., log_p)                  # any negative number: not used
+    log_1m = jnp.where(top, log_sigmoid(rest-z_top), jnp.log1p(-jnp.exp(log_p_if_not)))
     return log_p, log_1m
+
+# %% ../nbs/06_jax.ipynb #b6be19ac
+def _infinite_row(z, is_target, share, gamma_neg):
+    """What infinite logits on the wrong side add to the loss of a row: inf, else 0; nan for a row
+    without any class. Logits, is_target and share are (N, C, ...); the result is (N, ...)."""
+    up = z == jnp.inf
+    down = z == -jnp.inf
+    bare = is_target | (gamma_neg == 0) & ~down                # -log p without a focus that is 0
+    lost = jnp.where(bare & ~up, share, 0.)
+    per_up = lost.sum(1, keepdims=True)/jnp.maximum(up.sum(1, keepdims=True), 1)
+    slope = jnp.where(down, -lost, jnp.where(up, per_up, 0.))
+    return jnp.where(down.all(1), jnp.nan, _infinite_part(slope, z).sum(1))
 
 # %% ../nbs/06_jax.ipynb #5b204f67
 def asymmetric_loss_single_label(
-    input, target, gamma_pos=1., gamma_neg=4., eps=0.1, *, weight=None, ignore_index=-100, reduction='mean',
+    input, target, gamma_pos=1., gamma_neg=4., eps=0.1, *, weight=None, ignore_index=-100,
+    reduction='mean',
 ):
     """Asymmetric loss of one label among C, a pure function of arrays.
 
@@ -176,57 +261,69 @@ def asymmetric_loss_single_label(
     target
         Class indices, (N) or (N, d1, ...), any integer dtype.
     gamma_pos, gamma_neg, eps, weight, ignore_index, reduction
-        Settings, each as in `asl.AsymmetricLossSingleLabel`; numbers, or arrays of one value a class.
+        Settings, each as in `asl.AsymmetricLossSingleLabel`; numbers, or arrays (C,).
 
     Returns
     -------
     jax.Array
-        A scalar; for `reduction='none'` the shape of `target`. nan where a value is refused: under jit nobody can
-        raise.
+        A scalar; for `reduction='none'` the shape of `target`. nan where a value is refused: under
+        jit nobody can raise.
     """
-    check_arguments(_without_values(input), _without_values(target), reduction, single=True)
+    logits = _without_values(_array('input', input))
+    classes = _without_values(_array('target', target))
+    check_arguments(logits, classes, reduction, single=True, ignore_index=ignore_index)
     C = input.shape[1]
-    known_classes(_without_values(target), C, ignore_index)
-    z = input+jnp.float32(0)
-    index = jnp.asarray(target).astype(int)
+    known_classes(classes, C, ignore_index)
+    z = _widened(input)
     given = dict(gamma_pos=gamma_pos, gamma_neg=gamma_neg, eps=eps, weight=weight)
     gamma_pos, gamma_neg, eps, weight = _checked_settings(given, z, 1-z.ndim)
-    known = index != ignore_index
-    log_p, log_1m = _log_softmax(jnp.where(known[:, None], z, 0.))
+    known = _known_entries(target, ignore_index)
+    z = jnp.where(known[:, None], z, 0.)                       # not even nan gets through
+    log_p, log_1m = _log_softmax(_finite_logits(z))
+    index = jnp.asarray(target.astype(int).clip(-1, C))        # either end is no class
     is_target = _class_mask(index, C)
-    log_p = jnp.where(is_target | (eps > 0), log_p, 0.)        # -inf must not meet a 0
-    share = weight*(is_target*(1-eps) + eps/C)
+    log_p = jnp.where(is_target | (z != -jnp.inf), log_p, 0.)  # a masked class adds nothing
+    weight_of_target = weight*is_target.astype(z.dtype)
+    share = weight_of_target*(1-eps) + weight*(eps/C)
     focus = jnp.exp(jnp.where(is_target, gamma_pos*log_1m, gamma_neg*log_p))
-    loss = (share*focus*-log_p).sum(1)
+    loss = (share*focus*-log_p).sum(1) + _infinite_row(z, is_target, share, gamma_neg)
     loss = jnp.where(known, jnp.where(is_target.any(1), loss, jnp.nan), 0.)
-    return reduce_loss(loss, reduction, jnp.where(known, (is_target*weight).sum(1), 0.).sum())
+    weight_of_known = jnp.where(known, weight_of_target.sum(1), 0.).sum()
+    return reduce_loss(loss, reduction, weight_of_known)
 
 # %% ../nbs/06_jax.ipynb #d2323870
 def posterior(
-    input, gamma_neg=4., gamma_pos=1., clip=0.05, *, disable_torch_grad_focal_loss=False, smoothing=0., pos_weight=None,
+    input, gamma_neg=4., gamma_pos=1., clip=0.05, *, disable_torch_grad_focal_loss=False,
+    smoothing=0., pos_weight=None, class_dim=-1,
 ):
-    """The probability of each label that a model trained with `asymmetric_loss_multi_label` means by its logits.
+    """The probability of each label that a model trained with the asymmetric loss means by its logits.
 
     Parameters
     ----------
     input
-        Logits, (..., C), any floating dtype.
-    gamma_neg, gamma_pos, clip, disable_torch_grad_focal_loss, smoothing, pos_weight
-        What the model was trained with, as in `asl.posterior`.
+        Logits, (..., C), or with the C classes in `class_dim`, any floating dtype.
+    gamma_neg, gamma_pos, clip, disable_torch_grad_focal_loss, smoothing, pos_weight, class_dim
+        What the model was trained with, as in `asymmetric_loss_multi_label`.
 
     Returns
     -------
     jax.Array
         Probabilities in [0, 1], the shape of `input`.
     """
-    given = dict(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, smoothing=smoothing, pos_weight=pos_weight)
+    check_logits(_without_values(_array('input', input)))
+    z = jnp.atleast_1d(_widened(input))
+    check_class_dim(class_dim, z)
+    z = jnp.moveaxis(z, class_dim, -1)
+    given = dict(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, smoothing=smoothing,
+        pos_weight=pos_weight)
     seen = {name: _without_values(value) for name, value in given.items()}
-    check_link(check_logits(_without_values(input)), torch.float32, **seen)
-    z = input+jnp.float32(0)
-    gamma_neg, gamma_pos, clip, smoothing, pos_weight = _checked_settings(given, jnp.atleast_1d(z))
-    positive, negative, easy = _sides_of(z, clip)
+    check_link(_without_values(z), torch.float32, **seen)
+    gamma_neg, gamma_pos, clip, smoothing, pos_weight = _checked_settings(given, z)
+    far = np.sqrt(jnp.finfo(z.dtype).max)
+    positive, negative, easy = _sides_of(_clamp(z, -far, far), clip)
     log_weight = jnp.log(jnp.where(pos_weight > 0, pos_weight, jnp.nan))
     log_odds = (_log_gradient(negative, gamma_neg, disable_torch_grad_focal_loss)
         - _log_gradient(positive, gamma_pos, disable_torch_grad_focal_loss) - log_weight)
     smoothed = sigmoid(jnp.where(easy, -jnp.inf, log_odds))
-    return ((smoothed - smoothing/2)/(1-smoothing)).clip(0, 1)
+    probability = ((smoothed - smoothing/2)/(1-smoothing)).clip(0, 1)
+    return jnp.moveaxis(probability, -1, class_dim).reshape(input.shape)

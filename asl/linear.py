@@ -9,6 +9,7 @@ __all__ = ['linear_asymmetric_loss', 'LinearAsymmetricLoss']
 import math
 from collections.abc import Mapping
 from functools import partial
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -17,11 +18,13 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from .loss import AsymmetricLossMultiLabel
-from .ops.checks import at_least_float32, check_arguments, check_setting
+from .ops.checks import at_least_float32, check_arguments, check_setting, check_tensor, highest_precision
 from .ops.common import Settings, needs_double_backward, of_classes, per_class
+from .ops.reference import infinite_again
 from .ops.tiles import (MOST_ACTIVE_COMPILED, MOST_ACTIVE_IN_TILE, SEARCH_GROUP, DenseLabels, ListedLabels,
     LossOptions, Tile, Tiling, active_entries, slices, tile_loss, tile_products)
-from .ops.torch_private import backward_keeps_graph, functorch_active, not_compiled, stored_entries
+from asl.ops.torch_private import (backward_keeps_graph, functorch_active, is_batched_gradient, not_compiled,
+    stored_entries)
 from .posterior import LINK_SETTINGS, posterior
 
 # %% ../nbs/04_linear.ipynb #a62c8cf7
@@ -46,6 +49,7 @@ class _NeedsGrad(NamedTuple):
 class _Call(NamedTuple):
     "What a call of the loss computes from hidden (..., D), weight (C, D) and bias (C,), and how"
     labels: DenseLabels|ListedLabels
+    start: float|Tensor                # what the loss is added to: 0, or nan for a mean of nothing
     options: LossOptions               # with the settings of all classes
     needs_grad: _NeedsGrad
     sparse_grad: bool
@@ -162,11 +166,12 @@ def _loss_of_tile(call:_Call, part:_Part, hidden:Tensor, rows:slice, buffer:Tens
     return loss
 
 def _loss_and_gradients(call:_Call, hidden:Tensor, weight:Tensor, bias:Tensor|None):
-    "The loss, in float64, and the gradients of hidden, as (N, D), weight and bias: tile by tile"
+    "The loss, in float64 where there is that, and the gradients of hidden, as (N, D), weight and bias: tile by tile"
     dtype = at_least_float32(hidden, weight)
-    hidden = hidden.reshape(-1, weight.shape[1]).to(dtype)
+    hidden = hidden.reshape(hidden.shape[:-1].numel(), weight.shape[1]).to(dtype)
     C = len(weight)
-    total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+    total = hidden.new_zeros((), dtype=highest_precision(hidden))
+    total += call.start
     buffer = hidden.new_empty(call.tiling.rows*min(call.tiling.classes, C))
     gradients_class = _SparseGradients if call.sparse_grad else _Gradients
     gradients = gradients_class(hidden, weight, call.needs_grad)
@@ -176,11 +181,18 @@ def _loss_and_gradients(call:_Call, hidden:Tensor, weight:Tensor, bias:Tensor|No
         for rows in slices(len(hidden), call.tiling.rows):
             total += _loss_of_tile(call, part, hidden, rows, buffer, sums)
         gradients.end(sums)
-    return total, gradients.result()
+    return infinite_again(total, dtype), gradients.result()
 
 # %% ../nbs/04_linear.ipynb #987d09a6
-INSTEAD = 'linear_asymmetric_loss: {} needs the logits whole; use F.linear and asymmetric_loss_multi_label'
+WHOLE = 'F.linear and asymmetric_loss_multi_label'
+INSTEAD = 'linear_asymmetric_loss: {} needs the logits whole; use '+WHOLE
 TWICE = 'linear_asymmetric_loss: a second backward needs retain_graph=True in the first'
+
+def check_constant(name:str, value):
+    "Raise for a tensor whose gradient somebody waits for"
+    if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f'{name}: got a tensor that requires grad, needs a constant, such as {name}.detach(); '
+            f'for its gradient use {WHOLE}')
 
 def _like(gradient:Tensor|None, tensor:Tensor) -> Tensor|None:
     "A gradient with the dtype and the shape of what it belongs to"
@@ -208,6 +220,7 @@ class _Linear(Function):
 
     @staticmethod
     def backward(ctx, grad_output):
+        if is_batched_gradient(grad_output): raise RuntimeError(INSTEAD.format('is_grads_batched=True'))
         if needs_double_backward(grad_output): raise RuntimeError(INSTEAD.format('create_graph=True'))
         gradients = ctx.gradients
         if gradients is None: raise RuntimeError(TWICE)
@@ -215,13 +228,16 @@ class _Linear(Function):
         else: ctx.gradients = None
         return *[None if g is None else _scale_(g, grad_output) for g in gradients], None
 
+    @staticmethod
+    def jvp(*_): raise RuntimeError(INSTEAD.format('forward-mode differentiation'))
+
 # %% ../nbs/04_linear.ipynb #0ba3b151
 def _check_head(hidden, weight, bias):
     "Hidden (..., D), weight (C, D) and bias (C,) or None have to fit together"
     tensors = dict(hidden=hidden, weight=weight)
     if bias is not None: tensors['bias'] = bias
     for name, x in tensors.items():
-        if not isinstance(x, Tensor): raise TypeError(f'{name}: got {type(x).__name__}, needs a tensor')
+        check_tensor(name, x)
         if not x.is_floating_point(): raise TypeError(f'{name}: got {x.dtype}, needs a floating dtype')
         if x.device != hidden.device: raise ValueError(f'{name}: got device {x.device}, needs {hidden.device}')
     if weight.ndim != 2: raise ValueError(f'weight: got shape {tuple(weight.shape)}, needs (C, D)')
@@ -239,42 +255,84 @@ def stand_in_logits(hidden:Tensor, weight:Tensor, bias:Tensor|None) -> Tensor:
 # %% ../nbs/04_linear.ipynb #3e327b92
 def _checked_settings(logits:Tensor, given:dict[str, Any], detach:bool) -> Settings:
     "The settings, given by name and checked: each a number, or a constant tensor with one value a class, (C,)"
-    for name, value in given.items():
-        if isinstance(value, Tensor) and value.requires_grad:
-            raise ValueError(f'{name}: got a tensor that requires grad, needs a constant')
+    for name, value in given.items(): check_constant(name, value)
     if given['eps'] is None: given = given|dict(eps=0.)
     checked:dict[str, Any] = {name: check_setting(name, value, logits, logits.dtype) for name, value in given.items()}
-    return Settings(**checked, detach=detach)
+    return Settings(weight=checked.pop('class_weight'), **checked, detach=detach)
+
+def check_whole(name:str, value, needs:str, least:int, most:float=math.inf):
+    "Raise unless value is a whole number, and no bool, from least to most"
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f'{name}: got {type(value).__name__}, needs {needs}')
+    if not least <= int(value) <= most: raise ValueError(f'{name}: got {value}, needs {needs}')
+
+def check_budget(budget):
+    "Raise unless a tile can have so many bytes"
+    check_whole('budget', budget, 'a positive whole number of bytes, such as 24*2**20', 1)
 
 # %% ../nbs/04_linear.ipynb #5440b0a0
 NO_NONE = "reduction: got 'none', needs 'sum', 'mean' or 'batchmean'"
+BOTH_WAYS = ("target: got {} of shape {}, which may be class indices or labels of {} classes, needs "
+    "target_kind='indices' or target_kind='labels' (or labels as float or bool)")
+TARGET_KINDS = None, 'indices', 'labels'
 
-def is_listed(target) -> bool:
-    "Whether a target lists entries: class indices, or a sparse tensor"
-    if not isinstance(target, Tensor): return False
-    return target.layout != torch.strided or not (target.is_floating_point() or target.dtype == torch.bool)
+def check_target_kind(kind:str|None):
+    "Raise for a kind that there is not"
+    if kind not in TARGET_KINDS: raise ValueError(f"target_kind: got {kind!r}, needs 'indices', 'labels' or None")
 
-def check_target(logits:Tensor, target:Tensor, reduction:str):
-    "The checks that need no look into the target; logits (..., C) may be a stand-in"
-    check_arguments(logits, logits if is_listed(target) else target, reduction)
+def _has_integers(target):
+    "Whether a target could be class indices"
+    if target.layout != torch.strided: return False
+    return not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool)
+
+def kind_of_target(target, C:int, kind:str|None) -> str:
+    "'indices' or 'labels', as a target for C classes is to be read; raises where nothing tells; sparse ones are labels"
+    check_target_kind(kind)
+    if not isinstance(target, Tensor): return 'labels'                 # which another check complains about
+    integers = _has_integers(target)
+    if kind == 'indices' and not integers:
+        raise TypeError(f"target: got {target.dtype} of layout {target.layout}, needs integer class indices, "
+            "or another target_kind than 'indices'")
+    if kind is not None: return kind
+    if integers and target.ndim and target.shape[-1] == C <= 2:
+        raise ValueError(BOTH_WAYS.format(target.dtype, tuple(target.shape), C))
+    return 'indices' if integers else 'labels'
+
+# %% ../nbs/04_linear.ipynb #317d1714
+def is_listed(target:Tensor, kind:str) -> bool:
+    "Whether a target of this kind lists entries: class indices, or a sparse tensor"
+    return kind == 'indices' or target.layout != torch.strided
+
+def check_target(logits:Tensor, target, kind:str|None, reduction:str, ignore_index:int=-100) -> str:
+    "What kind a target is, after the checks that need no look into it; logits (..., C) may be a stand-in"
+    sparse = isinstance(target, Tensor) and target.layout in (torch.sparse_coo, torch.sparse_csr)
+    if not sparse: check_tensor('target', target)
+    check_constant('target', target)
+    kind = kind_of_target(target, logits.shape[-1], kind)
+    given = logits if is_listed(target, kind) else target              # entries that are listed are looked at later
+    check_arguments(logits, given, reduction, ignore_index=ignore_index)
     if reduction == 'none': raise ValueError(NO_NONE)
-
-def _labels_of_tiles(target:Tensor, logits:Tensor, ignore_index:int, tiling:Tiling) -> ListedLabels|DenseLabels:
-    "The labels of tiles, of a target of any kind that `check_target` has seen"
     if target.device != logits.device:
         raise ValueError(f'target: got device {target.device}, needs {logits.device}')
+    return kind
+
+def _labels_of_tiles(target:Tensor, kind:str, logits:Tensor, ignore_index:int,
+        tiling:Tiling) -> ListedLabels|DenseLabels:
+    "The labels of tiles, of a target that `check_target` has seen"
     C = logits.shape[-1]
-    if is_listed(target): return ListedLabels(target, logits.shape[:-1], C, ignore_index, tiling)
+    if is_listed(target, kind): return ListedLabels(target, logits.shape[:-1], C, ignore_index, tiling)
     return DenseLabels(target, C, ignore_index)
 
+# %% ../nbs/04_linear.ipynb #148f4a12
 def _divided_settings(settings:Settings, reduction:str, labels:ListedLabels|DenseLabels, rows:int,
-        dtype:torch.dtype) -> Settings:
-    "The settings, their weight divided by what the reduction divides the sum of the loss by; nan if that is 0"
-    if reduction == 'sum': return settings
+        dtype:torch.dtype) -> tuple[Settings, float|Tensor]:
+    "The settings, their weight divided by what the sum of the loss is to be; and 0, or nan where that is nothing"
+    if reduction == 'sum': return settings, 0.
     count = labels.count() if reduction == 'mean' else rows
-    if isinstance(count, Tensor): weight = settings.weight/count.to(dtype)
-    else: weight = settings.weight/count if count else math.nan
-    return settings._replace(weight=weight)
+    if isinstance(count, Tensor):                          # the host does not wait for it
+        divisor = (count + (count == 0)).to(dtype)
+        return settings._replace(weight=settings.weight/divisor), 0*count/count
+    return settings._replace(weight=settings.weight/max(count, 1)), 0. if count else math.nan
 
 # %% ../nbs/04_linear.ipynb #ff5a26c4
 @not_compiled
@@ -282,7 +340,7 @@ def linear_asymmetric_loss(
     hidden:Tensor, weight:Tensor, bias:Tensor|None, target:Tensor, gamma_neg:float|Tensor=4., gamma_pos:float|Tensor=1.,
     clip:float|Tensor|None=0.05, *, eps:float|None=None, disable_torch_grad_focal_loss:bool=False, smoothing:float=0.,
     class_weight:float|Tensor|None=None, pos_weight:float|Tensor|None=None, ignore_index:int=-100, reduction:str='sum',
-    sparse_grad:bool=False, budget:int=BUDGET, compiled:bool=False, stats:dict|None=None,
+    target_kind:str|None=None, sparse_grad:bool=False, budget:int=BUDGET, compiled:bool=False, stats:dict|None=None,
 ) -> Tensor:
     """`asymmetric_loss_multi_label(F.linear(hidden, weight, bias), target, ...)`; the logits are never whole in memory.
 
@@ -293,7 +351,8 @@ def linear_asymmetric_loss(
     weight, bias
         The head's own, (C, D), and (C,) or None.
     target
-        Class indices (..., K), padded with -1; or a sparse (N, C); or labels (..., C), float or bool.
+        Class indices (..., K), padded with -1; or a sparse (N, C); or labels (..., C), float or bool. Labels are in
+        [0, 1]; one that rounding moved a few steps of its dtype beyond counts as 0 or 1.
     gamma_neg, gamma_pos, clip, eps, disable_torch_grad_focal_loss, smoothing, pos_weight
         Settings, each as in `AsymmetricLossMultiLabel`.
     class_weight
@@ -302,6 +361,9 @@ def linear_asymmetric_loss(
         Dense targets, and values of sparse ones: such entries add nothing.
     reduction
         'sum', 'mean' or 'batchmean'.
+    target_kind
+        What an integer target is: 'indices', or 'labels' (..., C) of 0 and 1. None: indices, and an error if its last
+        dimension is C <= 2, where it may be both.
     sparse_grad
         Gradients of weight and bias as sparse tensors of the active classes.
     budget
@@ -321,37 +383,38 @@ def linear_asymmetric_loss(
     ValueError, TypeError
         For an argument that cannot be meant.
     RuntimeError
-        For `create_graph=True` and under `torch.func`, which need the logits whole.
+        For `create_graph=True`, `is_grads_batched=True`, forward mode and `torch.func`, which need the logits whole.
     """
     if functorch_active(): raise RuntimeError(INSTEAD.format('torch.func'))
     logits = stand_in_logits(hidden, weight, bias)         # for checks: there is no memory behind it
     rows = logits.shape[:-1].numel()
-    given = dict(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, eps=eps, smoothing=smoothing, weight=class_weight,
-        pos_weight=pos_weight)
+    given = dict(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, eps=eps, smoothing=smoothing,
+        class_weight=class_weight, pos_weight=pos_weight)
     settings = _checked_settings(logits, given, disable_torch_grad_focal_loss)
-    check_target(logits, target, reduction)
+    kind = check_target(logits, target, target_kind, reduction, ignore_index)
+    check_budget(budget)
     tiling = _tiling(rows, hidden.shape[-1], logits.dtype, budget)
-    labels = _labels_of_tiles(target, logits, ignore_index, tiling)
-    settings = _divided_settings(settings, reduction, labels, rows, logits.dtype)
+    labels = _labels_of_tiles(target, kind, logits, ignore_index, tiling)
+    settings, start = _divided_settings(settings, reduction, labels, rows, logits.dtype)
 
     inputs = hidden, weight, bias
     needs_grad = _NeedsGrad._make(torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs)
     options = LossOptions(settings, ignore_index, any(needs_grad), bool(compiled))
     counts:dict[str, int] = dict.fromkeys(('active', 'skipped', 'sparse', 'columns', 'dense'), 0)
-    call = _Call(labels, options, needs_grad, sparse_grad, tiling, counts)
+    call = _Call(labels, start, options, needs_grad, sparse_grad, tiling, counts)
     with torch.autocast(hidden.device.type, enabled=False):
         loss = _Linear.apply(*inputs, partial(_loss_and_gradients, call))
     if stats is not None:
         entries = max(logits.numel(), 1)
         stats.update({name: count/entries for name, count in counts.items()})
-    return loss if rows or reduction == 'sum' else loss+math.nan       # a mean of nothing
+    return loss
 
 # %% ../nbs/04_linear.ipynb #671d2940
 TOPK_SHARE = 4                         # one in so many bytes of the budget is a tile's: posterior and topk need more
 
 def check_k(k:int, C:int):
     "k classes can be the most probable of C"
-    if not 1 <= k <= C: raise ValueError(f'k: got {k}, needs a number from 1 to {C}')
+    check_whole('k', k, f'a whole number from 1 to {C}', 1, C)
 
 def _merge_topk(best:tuple[Tensor, Tensor], scores:Tensor, first_class:int, k:int) -> tuple[Tensor, Tensor]:
     "The k largest (values, classes) of what was best so far and of scores (N, c) of the classes from first_class on"
@@ -399,6 +462,13 @@ def link_settings(loss:nn.Module) -> dict[str,Any]:
     "The settings of a multi-label loss that decide what a score means"
     return {name: getattr(loss, name) for name in LINK_SETTINGS}
 
+def head_settings(loss:AsymmetricLossMultiLabel) -> dict[str,Any]:
+    "The settings of a multi-label loss by name, as `linear_asymmetric_loss` takes them: its weight is the head's"
+    given = loss.settings()
+    given.pop('class_dim', None)                           # a head's classes are the last dimension of its logits
+    given['class_weight'] = given.pop('weight')
+    return given
+
 # %% ../nbs/04_linear.ipynb #e913ca0b
 class LinearAsymmetricLoss(nn.Module):
     """A classifier's last layer together with its loss: `linear_asymmetric_loss` as a module.
@@ -409,7 +479,7 @@ class LinearAsymmetricLoss(nn.Module):
         The layer, as in `nn.Linear`.
     class_weight
         Weight of each class in the loss; a number or (C,).
-    sparse_grad, budget, compiled
+    target_kind, sparse_grad, budget, compiled
         As in `linear_asymmetric_loss`.
     gamma_neg, gamma_pos, clip, eps, disable_torch_grad_focal_loss, smoothing, reduction, pos_weight, ignore_index
         Settings of the loss, each as in `AsymmetricLossMultiLabel`.
@@ -417,14 +487,18 @@ class LinearAsymmetricLoss(nn.Module):
         Of `loss.decodes`, not of the loss; as in `AsymmetricLossMultiLabel`.
     """
     def __init__(self, in_features:int, num_classes:int, bias:bool=True, *, class_weight:float|Tensor|None=None,
-            sparse_grad:bool=False, budget:int=BUDGET, compiled:bool=False, device=None, dtype:torch.dtype|None=None,
+            target_kind:str|None=None, sparse_grad:bool=False, budget:int=BUDGET, compiled:bool=False, device=None,
+            dtype:torch.dtype|None=None,
             gamma_neg:float|Tensor=4, gamma_pos:float|Tensor=1, clip:float|Tensor|None=0.05, eps:float|None=None,
             disable_torch_grad_focal_loss:bool=False, smoothing:float=0., reduction:str='sum',
             pos_weight:float|Tensor|None=None, ignore_index:int=-100, thresh:float|Tensor=.5):
         super().__init__()
+        check_target_kind(target_kind)
+        check_budget(budget)
         head = nn.Linear(in_features, num_classes, bias, device, dtype)
         self.weight = head.weight
         self.bias = head.bias
+        self.target_kind = target_kind
         self.sparse_grad = sparse_grad
         self.budget = budget
         self.compiled = compiled
@@ -433,9 +507,8 @@ class LinearAsymmetricLoss(nn.Module):
 
     def forward(self, hidden:Tensor, target:Tensor, stats:dict|None=None) -> Tensor:
         "The loss, a scalar, of what the head sees, (..., D), and a target of any kind as in `linear_asymmetric_loss`."
-        given = self.loss.settings()
-        class_weight = given.pop('weight')                 # as the function calls it: its weight is the head's
-        return linear_asymmetric_loss(hidden, self.weight, self.bias, target, class_weight=class_weight, **given,
+        given = head_settings(self.loss)
+        return linear_asymmetric_loss(hidden, self.weight, self.bias, target, **given, target_kind=self.target_kind,
             sparse_grad=self.sparse_grad, budget=self.budget, compiled=self.compiled, stats=stats)
 
     def predict_topk(self, hidden:Tensor, k:int) -> tuple[Tensor, Tensor]:

@@ -12,11 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from .functional import asymmetric_loss_multi_label, asymmetric_loss_single_label
-from .ops.checks import check_setting
+from .ops.checks import KeepsPrecision, check_class_dim, check_setting, classes_back, classes_last
 from .posterior import LINK_SETTINGS, LinkSettings, posterior, posterior_single_label, prior_logit, threshold
 
 # %% ../nbs/00_loss.ipynb #83989086
-class _Loss(nn.Module):
+def _as_weight(name, value):
+    "A weight as a tensor: one that is given as it is; a number, a list or an array in all its digits"
+    if isinstance(value, Tensor): return value
+    try: weight = torch.tensor(value, dtype=torch.float64, device='cpu')     # whatever torch.device(...) is in force
+    except (TypeError, ValueError, RuntimeError): weight = None
+    if weight is None or isinstance(value, bool):
+        raise TypeError(f'{name}: got {type(value).__name__}, needs a number, or one for each class')
+    return weight
+
+class _Loss(KeepsPrecision):
     "Settings kept as attributes, tensors as buffers; checked once, printed, and handed to the function"
     _function = staticmethod(asymmetric_loss_multi_label)
     _like_target = staticmethod(lambda input: input)           # an empty target, for a check of settings
@@ -28,10 +37,10 @@ class _Loss(nn.Module):
         sizes = [(buffer.numel(), buffer.device) for buffer in self.buffers()]
         C, device = max(sizes, default=(1, 'cpu'), key=lambda size: size[0])
         empty = torch.empty(0, C, device=device)
-        self(empty, self._like_target(empty))
+        self._function(empty, self._like_target(empty), **self.settings())
 
     def _keep(self, name, value):
-        if name.endswith('weight') and value is not None: value = torch.as_tensor(value)
+        if name.endswith('weight') and value is not None: value = _as_weight(name, value)
         if name.endswith('weight') or isinstance(value, Tensor): self.register_buffer(name, value)
         else: setattr(self, name, value)
 
@@ -71,13 +80,15 @@ class AsymmetricLossMultiLabel(_Loss):
         Move targets towards 1/2, y*(1-s) + s/2, with s in [0, 1].
     reduction
         'none': each entry; 'sum': the paper's; 'mean': over counted entries; 'batchmean': sum over classes, mean over
-        the rest, which is timm's.
+        the rest, which is timm's: rows of which nothing is known count too.
     weight
-        Weight of each class; a number or (C,).
+        Weight of each class, finite and >= 0; a number or (C,).
     pos_weight
-        Weight of the positive term; a number or (C,).
+        Weight of the positive term, finite and >= 0; a number or (C,).
     ignore_index
         Target entries with this value add nothing to loss or gradient, and 'mean' does not count them.
+    class_dim
+        Dimension of the logits that the classes are in: the last, or 1 for maps (N, C, H, W).
     thresh
         Probability above which `decodes` says that a label is there, in [0, 1]; a number or (C,). Not part of the loss.
 
@@ -100,13 +111,23 @@ class AsymmetricLossMultiLabel(_Loss):
     def __init__(self, gamma_neg:float|Tensor=4, gamma_pos:float|Tensor=1, clip:float|Tensor|None=0.05,
             eps:float|None=None, disable_torch_grad_focal_loss:bool=False, smoothing:float=0., reduction:str='sum',
             weight:float|Tensor|None=None, pos_weight:float|Tensor|None=None, ignore_index:int=-100, *,
-            thresh:float|Tensor=.5):
+            class_dim:int=-1, thresh:float|Tensor=.5):
         super().__init__(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, eps=eps,
             disable_torch_grad_focal_loss=disable_torch_grad_focal_loss, smoothing=smoothing, reduction=reduction,
             weight=weight, pos_weight=pos_weight, ignore_index=ignore_index)
+        check_class_dim(class_dim)
+        self.class_dim = class_dim
         like = thresh.new_empty(0, thresh.numel()) if isinstance(thresh, Tensor) else torch.empty(0, 1)
         check_setting('thresh', thresh, like, torch.float32)
         self._keep('thresh', thresh)
+
+    def forward(self, input:Tensor, target:Tensor) -> Tensor:
+        "The loss of logits and targets, (..., C), or with the classes in `class_dim`."
+        return self._function(input, target, **self.settings(), class_dim=self.class_dim)
+
+    def extra_repr(self) -> str:
+        settings = super().extra_repr()
+        return settings if self.class_dim == -1 else f'{settings}, class_dim={self.class_dim}'
 
     def _link(self) -> LinkSettings:
         "The settings that decide what a score means"
@@ -114,7 +135,8 @@ class AsymmetricLossMultiLabel(_Loss):
 
     def posterior(self, input:Tensor) -> Tensor:
         "The probability of each label that logits (..., C) mean after training with this loss; of the same shape."
-        return posterior(input, **self._link())
+        if self.class_dim == -1: return posterior(input, **self._link())
+        return classes_back(posterior(classes_last(input, self.class_dim), **self._link()), self.class_dim)
 
     def prior_logit(self, prior:float|Tensor) -> float|Tensor:
         "The logit that means the probability `prior`, in (0, 1): where a bias should start. A number for a number."
@@ -129,8 +151,9 @@ class AsymmetricLossMultiLabel(_Loss):
         return self.posterior(input)
 
     def decodes(self, probability:Tensor) -> Tensor:
-        "Which labels are there, given their posteriors (..., C): those above `thresh`, as bool. fastai's name."
-        return probability > torch.as_tensor(self.thresh, device=probability.device)
+        "Which labels are there, given their posteriors: those above `thresh`, as bool. fastai's name."
+        thresh = torch.as_tensor(self.thresh, device=probability.device)
+        return classes_back(classes_last(probability, self.class_dim) > thresh, self.class_dim)
 
 # %% ../nbs/00_loss.ipynb #3fede3d8
 class AsymmetricLossSingleLabel(_Loss):
@@ -147,7 +170,7 @@ class AsymmetricLossSingleLabel(_Loss):
     reduction
         'none': each sample; 'sum'; 'mean': over counted targets, by their weight, as `F.cross_entropy`.
     weight
-        Weight of each class; a number or (C,).
+        Weight of each class, finite and >= 0; a number or (C,).
     ignore_index
         Targets with this value add nothing to loss or gradient, and are not counted.
 

@@ -13,9 +13,11 @@ from typing import NamedTuple, TypedDict, Unpack, cast
 import torch
 from fastcore.meta import delegates
 from torch import Tensor
+from torch.overrides import handle_torch_function
 
-from .ops.checks import at_least_float32, check_setting, highest_precision, known_labels, raise_where
-from .ops.reference import exact_log_softmax, shifted, softplus
+from .ops.checks import (at_least_float32, check_number, check_setting, check_tensor, highest_precision, is_stand_in,
+    known_labels, raise_where)
+from .ops.reference import exact_log_softmax, finite_logits, margin_and_rest, shifted, softplus
 
 # %% ../nbs/02_posterior.ipynb #0c82f04e
 def _b(loss):
@@ -40,10 +42,11 @@ def _log(value):
 def _log_odds(z, link):
     "Eq. (4) of logits (..., C): -inf where p <= m"
     gamma_neg, gamma_pos, clip, pos_weight, _, detach = link
+    z = finite_logits(z)                                       # the largest number has the limit of what is beyond
     log_p = -softplus(-z)
     log_q = -softplus(z)
     _, log_p_m, log_1m, easy = shifted(z, clip)
-    if easy is not None: log_p_m = log_p_m + _log(1-clip)      # the constant that shifted leaves out
+    if easy is not None: log_p_m = log_p_m + _log(margin_and_rest(clip, z.dtype)[1])     # what shifted leaves out
     log_odds = log_p - log_1m + gamma_neg*log_p_m - gamma_pos*log_q - _log(pos_weight)
     if not detach:
         log_odds = log_odds + torch.log1p(gamma_neg*_b(-log_1m)) - torch.log1p(gamma_pos*_b(-log_p))
@@ -52,7 +55,7 @@ def _log_odds(z, link):
 # %% ../nbs/02_posterior.ipynb #24d2fae0
 def check_logits(input:Tensor, ndim:int=0) -> Tensor:
     "Logits of at least so many dimensions, in float32, or float64 if they are"
-    if not isinstance(input, Tensor): raise TypeError(f'input: got {type(input).__name__}, needs a tensor')
+    check_tensor('input', input)
     if not input.is_floating_point(): raise TypeError(f'input: got {input.dtype}, needs floating-point logits')
     if input.ndim < ndim: raise ValueError(f'input: got shape {tuple(input.shape)}, needs (N, C, ...)')
     return input.to(at_least_float32(input))
@@ -135,6 +138,9 @@ def posterior(
     ValueError, TypeError
         For settings that no score can be read with, such as smoothing=1.
     """
+    if is_stand_in(input):
+        return handle_torch_function(posterior, (input,), input, gamma_neg, gamma_pos, clip, eps=eps,
+            disable_torch_grad_focal_loss=disable_torch_grad_focal_loss, smoothing=smoothing, pos_weight=pos_weight)
     z = check_logits(input)
     link = check_link(z, z.dtype, gamma_neg, gamma_pos, clip, eps=eps, smoothing=smoothing, pos_weight=pos_weight,
         disable_torch_grad_focal_loss=disable_torch_grad_focal_loss)
@@ -158,7 +164,10 @@ def _halve(function, wanted, low, high):
 # %% ../nbs/02_posterior.ipynb #2e94c3ce
 def _as_probability(value, name, settings) -> Tensor:
     "A probability in float64 (where there is one), checked; a number for all classes if settings are per class"
-    given = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    given = value
+    if not isinstance(value, Tensor):
+        check_number(name, value, 'a number above 0 and below 1, or a tensor', math.isfinite)
+        given = torch.tensor(value, dtype=torch.float64, device='cpu')
     probability = given.to(highest_precision(given))
     outside = ~((probability > 0) & (probability < 1))
     raise_where(outside, probability, name, 'a number above 0 and below 1')
@@ -174,8 +183,13 @@ def _of_same_kind(answer, value) -> float|Tensor:
 # %% ../nbs/02_posterior.ipynb #901b6ecd
 LARGEST_LOGIT = 1e6            # between it and its negative an answer is looked for
 
-def _inverse(value, name, settings) -> Tensor:
-    "The logit whose posterior is the probability value, in float64; name is what an error calls it"
+REACHED = 1e-3                 # how far from the log-odds that were wanted an answer may be
+
+def _inverse(value, name, settings, reached=True) -> Tensor:
+    """The logit whose posterior is the probability value, in float64; name is what an error calls it.
+
+    Where no logit means so little it is the lowest that means more: refused unless reached is False.
+    """
     probability = _as_probability(value, name, settings)
     link = check_link(probability, probability.dtype, **settings)
     def log_odds(z): return _log_odds(z, link)
@@ -184,7 +198,15 @@ def _inverse(value, name, settings) -> Tensor:
     most = _before_smoothing(torch.sigmoid(ceiling), link.smoothing).min().item()
     needs = f'less than {most:.6g}, the most that a score can mean with these settings'
     raise_where(wanted >= ceiling, probability, name, needs)
-    return _halve(log_odds, wanted, -LARGEST_LOGIT, LARGEST_LOGIT)
+    logit = _halve(log_odds, wanted, -LARGEST_LOGIT, LARGEST_LOGIT)
+    if not reached: return logit
+    found = log_odds(logit)
+    beyond = found > wanted+REACHED
+    floor = torch.where(beyond, found, -math.inf).max()
+    least = _before_smoothing(torch.sigmoid(floor), link.smoothing).item()
+    needs = f'at least {least:.6g}, the least that a score above the margin means with these settings'
+    raise_where(beyond, probability, name, needs)
+    return logit
 
 # %% ../nbs/02_posterior.ipynb #4d940367
 @delegates(posterior)
@@ -206,13 +228,14 @@ def prior_logit(prior:float|Tensor, **kwargs:Unpack[LinkSettings]) -> float|Tens
     Raises
     ------
     ValueError
-        Where no score of such a model means so much: without focusing of positives there is a ceiling.
+        Where no score of such a model means so much: without focusing of positives there is a ceiling. Or so little:
+        without focusing of negatives and with a margin there is a floor.
     """
     return _of_same_kind(_inverse(prior, 'prior', kwargs), prior)
 
 @delegates(posterior)
 def threshold(probability:float|Tensor=.5, **kwargs:Unpack[LinkSettings]) -> float|Tensor:
-    """The score from which on a label is at least this probable.
+    """The score from which on a label is at least this probable; where each score means more, that of the margin.
 
     Parameters
     ----------
@@ -232,7 +255,7 @@ def threshold(probability:float|Tensor=.5, **kwargs:Unpack[LinkSettings]) -> flo
     ValueError
         Where no score of such a model means so much.
     """
-    logit = _inverse(probability, 'probability', kwargs)
+    logit = _inverse(probability, 'probability', kwargs, reached=False)
     return _of_same_kind(torch.sigmoid(logit), probability)
 
 # %% ../nbs/02_posterior.ipynb #6ff50d75
@@ -255,9 +278,13 @@ def class_prior(target:Tensor, ignore_index:int=-100, add:float=.5) -> Tensor:
 
     Raises
     ------
-    ValueError
-        For a class without any known entry.
+    ValueError, TypeError
+        For a class without any known entry, for what is no tensor of labels, for a negative `add`.
     """
+    check_tensor('target', target)
+    if not target.ndim: raise ValueError('target: got shape (), needs (..., C)')
+    check_number('add', add, 'a finite number >= 0', lambda value: 0 <= value < math.inf)
+    check_number('ignore_index', ignore_index, 'a finite number', math.isfinite)
     dtype = highest_precision(target)
     labels, known = known_labels(target, dtype, ignore_index)
     if known is None: known = torch.ones_like(labels)
@@ -320,11 +347,14 @@ class LogGradients(NamedTuple):
 def _log_gradients(z, gamma_pos, gamma_neg, eps, weight):
     "Eq. (8) of logits (N, C, ...)"
     C = z.shape[1]
-    log_p, top, log_rest = exact_log_softmax(z)
-    is_top = torch.zeros_like(z, dtype=torch.bool).scatter(1, top, True)
+    masked = z == -math.inf                                    # a class that is not there
+    log_p, top, log_rest = exact_log_softmax(finite_logits(z))
+    log_p = log_p.masked_fill(masked.all(1, keepdim=True), math.nan)
+    is_top = torch.zeros_like(z, dtype=torch.bool).scatter(1, top, 1)
     log_1m = torch.where(is_top, log_rest, torch.log1p(-torch.exp(torch.where(is_top, -1., log_p))))
     A = weight*(1-eps+eps/C)*torch.exp(gamma_pos*log_1m)*(1+gamma_pos*_b(-log_p))
-    B = weight*(eps/C)*torch.exp(gamma_neg*log_p)*(1+gamma_neg*log_p)
+    log_p_there = log_p.masked_fill(masked, 0.)
+    B = (weight*(eps/C)*torch.exp(gamma_neg*log_p_there)*(1+gamma_neg*log_p_there)).masked_fill(masked, 0.)
     return LogGradients(log_p.exp(), A, B, is_top)
 
 def _sum_classes(entries):
@@ -367,6 +397,8 @@ def posterior_single_label(
     ValueError, TypeError
         For settings that no score can be read with.
     """
+    if is_stand_in(input):
+        return handle_torch_function(posterior_single_label, (input,), input, gamma_pos, gamma_neg, eps, weight=weight)
     z = check_logits(input, 2)
     given = dict(gamma_pos=gamma_pos, gamma_neg=gamma_neg, eps=eps, weight=weight)
     checked = {name: check_setting(name, value, z, z.dtype, 1-z.ndim) for name, value in given.items()}

@@ -167,6 +167,96 @@ dist.destroy_process_group()
 def test_the_best_classes_of_several_tiles_in_each_process_are_those_of_the_whole_posterior(tmp_path):
     passes(several_tiles, tmp_path, 2)
 
+limits = '''
+import math
+from torch.autograd import grad
+from torch.distributed.tensor import distribute_tensor
+from asl import AsymmetricLossMultiLabel
+torch.manual_seed(0)
+mesh = init_device_mesh('cpu', (W,))
+N, D = 6, 8
+
+def check(loss, C, target, masked, certain):
+    "Divided logits, some of them infinite, against whole ones"
+    z = torch.randn(N, C).double()
+    for column in masked: z[:, column] = -math.inf
+    for column in certain: z[:, column] = math.inf
+    one = z.clone().requires_grad_()
+    want = loss(one, target)
+    divided = distribute_tensor(z, mesh, [Shard(1)]).requires_grad_()
+    got = class_parallel_loss(loss, divided, target)
+    agree = lambda a, b: torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12, equal_nan=True)
+    agree(got, want)
+    agree(grad(got.sum(), divided)[0].full_tensor(), grad(want.sum(), one)[0])
+
+each = torch.linspace(.5, 2, 11).double()
+for C in (11, 3):
+    t = torch.full((N,), C-1)
+    for settings in (dict(), dict(eps=0.), dict(gamma_pos=0., gamma_neg=0., weight=each[:C])):
+        loss = AsymmetricLossSingleLabel(reduction='none', **settings)
+        for masked, certain in (([0], []), ([C-1], []), ([], [C-1]), ([], [0]), ([0], [1, C-1]), (range(C), [])):
+            check(loss, C, t, masked, certain)
+    maps, of_maps = torch.randn(2, C, 3, 4).double(), torch.randint(0, C, (2, 3, 4))
+    loss = AsymmetricLossSingleLabel(weight=each[:C], gamma_neg=each[:C], gamma_pos=each[:C])
+    agree(class_parallel_loss(loss, distribute_tensor(maps, mesh, [Shard(1)]), of_maps), loss(maps, of_maps))
+    y = torch.zeros(N, C).bool()
+    y[:, C-1] = True
+    for settings in (dict(), dict(clip=0.)):
+        for masked, certain in (([0], []), ([C-1], []), ([], [C-1]), ([], [0]), ([0], [1, C-1])):
+            check(AsymmetricLossMultiLabel(**settings), C, y, masked, certain)
+
+def head_and_gradients(head, hidden, target):
+    hidden = hidden.clone().requires_grad_()
+    loss = head(hidden, target)
+    return [loss.detach(), *map(whole, grad(loss, [*head.parameters(), hidden]))]
+
+def compare(C, target, bias=0., **settings):
+    "A divided head against a whole one"
+    head = LinearAsymmetricLoss(D, C, dtype=torch.float64, budget=2**12, **settings)
+    with torch.no_grad(): head.bias[-1] = bias
+    hidden = torch.randn(N, D).double()
+    divided = parallelize_module(copy.deepcopy(head), mesh, ClassParallel())
+    want = head_and_gradients(head, hidden, target)
+    got = head_and_gradients(divided, hidden, target)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12, equal_nan=True)
+    return want
+
+for C in (37, 3):
+    head = LinearAsymmetricLoss(D, C)
+    with torch.no_grad(): head.bias[1:] = -math.inf                    # all but one class are masked, and still classes
+    values, classes = parallelize_module(head, mesh, ClassParallel()).predict_topk(torch.randn(N, D), C)
+    assert classes.sort().values.equal(torch.arange(C).expand(N, C)) and not classes[:, 0].any()
+    y = (torch.rand(N, C) < .3).double()
+    unknown = y.masked_fill(torch.rand(N, C) < .2, -100.)
+    for target in (y.bool(), y, unknown, unknown.to_sparse(), y.to_sparse()):
+        for bias in (0., -math.inf, math.inf): compare(C, target, bias, reduction='mean', clip=0.)
+    compare(C, y.bool(), reduction='mean', ignore_index=0)
+    compare(C, y.bool().to_sparse(), reduction='mean', ignore_index=1)
+    compare(C, y, reduction='mean', ignore_index=0)
+    compare(C, y.long(), reduction='mean', target_kind='labels')
+    loss, *gradients = compare(C, torch.full((N, C), -100.), reduction='mean')
+    assert loss.isnan() and not any(g.any() for g in gradients)
+    z = distribute_tensor(torch.randn(N, C), mesh, [Shard(1)]).requires_grad_()
+    multi = AsymmetricLossMultiLabel(reduction='mean', ignore_index=0)
+    torch.testing.assert_close(class_parallel_loss(multi, z, y.bool()), multi(z.full_tensor(), y.bool()))
+    for target in (y.bool(), y):
+        target = distribute_tensor(target, mesh, [Shard(0)])
+        torch.testing.assert_close(class_parallel_loss(multi, z, target), multi(z.full_tensor(), target.full_tensor()))
+    nothing = class_parallel_loss(AsymmetricLossMultiLabel(reduction='mean'), z, torch.full((N, C), -100.))
+    assert nothing.isnan() and not grad(nothing, z)[0].full_tensor().any()
+    multi.class_dim = 0
+    for call, says in ((lambda: class_parallel_loss(multi, z, y), 'class_dim=0'),
+            (lambda: class_parallel_loss(loss_of_many, z, y.requires_grad_()), 'target.detach()')):
+        loss_of_many = AsymmetricLossMultiLabel()
+        try: call()
+        except ValueError as e: assert says in str(e), e
+        else: assert False
+print('done')
+dist.destroy_process_group()
+'''
+
+def test_infinite_logits_and_counts_are_those_of_one_process(tmp_path): passes(limits, tmp_path, 2)
+
 checkpoint = '''
 torch.manual_seed(0)
 mesh = init_device_mesh('cpu', (W,))

@@ -23,8 +23,8 @@ def shown(value) -> str:
 
 def raise_where(bad:Tensor, got:Tensor, name:str, needs:str) -> None:
     "ValueError where bad is true: raised on a CPU, elsewhere asserted on the device, so that the host never waits"
+    if values_hidden(bad): return
     if torch.compiler.is_compiling() or bad.is_cuda: assert_on_device(~bad.any(), f'{name}: needs {needs}')
-    elif values_hidden(bad): return
     elif bad.any(): raise ValueError(f'{name}: got {shown(got[bad][0].item())}, needs {needs}')
 
 # %% ../../nbs/20_ops.checks.ipynb #c1b84740
@@ -57,12 +57,21 @@ def check_arguments(input, target, reduction, single=False, ignore_index=-100):
     reductions = ('none', 'sum', 'mean') + (() if single else ('batchmean',))
     if reduction not in reductions: raise ValueError(f'reduction: got {reduction!r}, needs one of {reductions}')
 
-def check_class_dim(class_dim, input) -> None:
-    "Raise unless class_dim is a dimension of the logits"
+def check_class_dim(class_dim, input=None) -> None:
+    "Raise unless class_dim is a dimension, of the logits if they are given"
     if isinstance(class_dim, bool) or not isinstance(class_dim, int):
         raise TypeError(f'class_dim: got {type(class_dim).__name__}, needs the number of a dimension')
-    if not -input.ndim <= class_dim < input.ndim:
+    if input is not None and not -input.ndim <= class_dim < input.ndim:
         raise ValueError(f'class_dim: got {class_dim}, needs a dimension of logits of shape {tuple(input.shape)}')
+
+def classes_last(x:Tensor, class_dim:int) -> Tensor:
+    "x with its classes in the last dimension"
+    if class_dim == -1: return x
+    return x.movedim(class_dim % x.ndim, x.ndim-1)             # no negative numbers, which not every exporter knows
+
+def classes_back(x:Tensor, class_dim:int) -> Tensor:
+    "The inverse of `classes_last`"
+    return x if class_dim == -1 else x.movedim(x.ndim-1, class_dim % x.ndim)
 
 # %% ../../nbs/20_ops.checks.ipynb #c92774b1
 _gamma = 'a finite number >= 0', lambda value: (value >= 0) & (value < math.inf)
@@ -74,12 +83,15 @@ RANGES = dict(gamma_neg=_gamma, gamma_pos=_gamma, clip=_below_1, eps=_share, smo
 _WITHOUT = dict(clip=0., weight=1., class_weight=1., pos_weight=1.)     # what None stands for
 
 # %% ../../nbs/20_ops.checks.ipynb #a97da6f2
-def _checked_number(name, value, needs, fits):
-    "A setting that is a number, pinned for compilers"
-    check_number(name, value, needs, fits)
-    if not torch.compiler.is_compiling(): return value
+def pinned(value:float) -> float:
+    "The number, which compilers then take for constant"
     over, under = float(value).as_integer_ratio()
     return over/under
+
+def _checked_number(name, value, needs, fits):
+    "A setting that is a number"
+    check_number(name, value, needs, fits)
+    return pinned(value) if torch.compiler.is_compiling() else value
 
 # %% ../../nbs/20_ops.checks.ipynb #5285595b
 PER_CLASS = 'one value per class, ({},), as the last dimension of logits has, or class_dim: theirs are {}'
@@ -97,7 +109,7 @@ def check_setting(name, value, input, dtype, dim=-1):
         raise ValueError(f'{name}: got shape {shape}, needs {PER_CLASS.format(C, tuple(input.shape))}')
     if value.device != input.device: raise ValueError(f'{name}: got device {value.device}, needs {input.device}')
     raise_where(~fits(value), value, name, needs)
-    if name != 'clip' or not has_float64(input): value = value.to(dtype)    # what is made of a margin needs all its digits
+    if name != 'clip' or not has_float64(input): value = value.to(dtype)    # of a margin all digits are needed
     return value.view(-1, *[1]*(-dim-1)) if value.ndim else value
 
 # %% ../../nbs/20_ops.checks.ipynb #b77b6177
@@ -116,10 +128,10 @@ def known_entries(target:Tensor, ignore_index:float) -> Tensor|None:
     if not target.is_floating_point():
         range_ = torch.iinfo(target.dtype)
         if ignore_index != int(ignore_index) or not range_.min <= ignore_index <= range_.max: return None
-        ignore_index = int(ignore_index)
-    return target != ignore_index
+        return target != int(ignore_index)
+    return target != float(ignore_index)
 
-def count_known(target:Tensor, ignore_index:float) -> int|Tensor:
+def count_known(target:Tensor, ignore_index:int) -> int|Tensor:
     "How many labels count: a number if that is all of them, else a tensor, for which the host need not wait"
     known = known_entries(target, ignore_index)
     return target.numel() if known is None else known.sum()
@@ -128,7 +140,11 @@ def label_slack(target:Tensor) -> float:
     "How far below 0 or above 1 a label of this dtype is still taken for 0 or 1"
     return ULPS*torch.finfo(target.dtype).eps if target.is_floating_point() else 0.
 
-def known_labels(target:Tensor, dtype:torch.dtype, ignore_index:float) -> tuple[Tensor, Tensor|None]:
+def within_0_and_1(y:Tensor) -> Tensor:
+    "y clamped; at 0 and 1 it has a derivative, which that of torch.clamp lacks"
+    return torch.where(y < 0, 0., torch.where(y > 1, 1., y))
+
+def known_labels(target:Tensor, dtype:torch.dtype, ignore_index:int) -> tuple[Tensor, Tensor|None]:
     "Targets as numbers in [0, 1], and which of them count, both in the shape of target; None: all count"
     known = known_entries(target, ignore_index)
     y = target.to(dtype)
@@ -137,10 +153,10 @@ def known_labels(target:Tensor, dtype:torch.dtype, ignore_index:float) -> tuple[
     wrong = ~((y >= -slack) & (y <= 1+slack))
     raise_where(wrong if known is None else known & wrong, y, 'target', invalid_target(ignore_index))
     if known is not None: y = torch.where(known, y, 0.)
-    return y.clamp(0, 1), known
+    return within_0_and_1(y), known
 
 # %% ../../nbs/20_ops.checks.ipynb #d64765c9
-def known_classes(target:Tensor, C:int, ignore_index:float) -> tuple[Tensor, Tensor]:
+def known_classes(target:Tensor, C:int, ignore_index:int) -> tuple[Tensor, Tensor]:
     "Class indices, 0 for ignored ones, and which of them count, both in the shape of target"
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise TypeError(f'target: got {target.dtype}, needs integer class indices')
@@ -157,6 +173,13 @@ def plain_tensor(x:Tensor) -> Tensor:
     stays = (type(x) in (Tensor, nn.Parameter)      # PyTorch's stub takes the next line's attribute for a method
         or type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__)   # pyright: ignore[reportAttributeAccessIssue]
     return x if stays else x.as_subclass(Tensor)
+
+WIDE_UNSIGNED = torch.uint16, torch.uint32, torch.uint64
+
+def plain_target(target:Tensor) -> Tensor:
+    "The same for targets; unsigned integers of a type that few operations know as int64"
+    target = plain_tensor(target)
+    return target.long() if target.dtype in WIDE_UNSIGNED else target
 
 def like_input(out:Tensor, input:Tensor) -> Tensor:
     "out in the subclass of input that `plain_tensor` took off"
@@ -180,3 +203,16 @@ def has_float64(x:Tensor) -> bool:
 def highest_precision(input:Tensor) -> torch.dtype:
     "What is computed in where the input's own digits are too few: float64 on devices that have it"
     return torch.float64 if has_float64(input) else at_least_float32(input)
+
+# %% ../../nbs/20_ops.checks.ipynb #11baaa64
+class KeepsPrecision(nn.Module):
+    "A module whose tensors go to another device with it, and lose no digits whatever casts it"
+    def _apply(self, fn, recurse=True):
+        def moved(tensor):
+            try: out = fn(tensor)
+            except TypeError:                                    # MPS has no float64
+                if tensor.dtype != torch.float64: raise
+                return fn(tensor.float())
+            loses = torch.promote_types(out.dtype, tensor.dtype) != out.dtype
+            return tensor.to(out.device) if loses else out
+        return super()._apply(moved, recurse)

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
-from .checks import plain_tensor
+from .checks import plain_target, plain_tensor
 from .common import Settings, double_backward
 from .multi_label import OnePass, compiled_loss
 from .reference import multi_label_reference, single_label_reference
@@ -47,7 +47,7 @@ def backend(input:Tensor, target:Tensor, settings) -> str:
 def multi_label_loss(input:Tensor, target:Tensor, settings, ignore_index:int, reduction:str) -> Tensor:
     "The loss by the fastest way that is right here; arguments as `asymmetric_loss_multi_label` has checked them"
     settings = Settings(*settings)
-    tensors = plain_tensor(input), plain_tensor(target)
+    tensors = plain_tensor(input), plain_target(target)
     args = settings, ignore_index, reduction
     chosen = backend(*tensors, settings)
     if chosen == 'plain': return multi_label_reference(*tensors, *args)
@@ -63,7 +63,7 @@ def multi_label_loss(input:Tensor, target:Tensor, settings, ignore_index:int, re
 def single_label_loss(input:Tensor, target:Tensor, settings, ignore_index:int, reduction:str) -> Tensor:
     "The loss by the fastest way that is right here; arguments as `asymmetric_loss_single_label` has checked them"
     settings = SingleLabelSettings(*settings)
-    tensors = plain_tensor(input), plain_tensor(target)
+    tensors = plain_tensor(input), plain_target(target)
     args = settings, ignore_index, reduction
     chosen = backend(*tensors, settings)
     if chosen == 'plain': return single_label_reference(*tensors, *args)

@@ -7,6 +7,7 @@ __all__ = ['multi_label', 'single_label']
 
 # %% ../../nbs/26_ops.gpu.ipynb #f6c80cec
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch, triton
@@ -14,9 +15,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd import Function
 
-from .common import LOG_SERIES, Settings, TANH_SERIES, TANH_SERIES_UPTO, pack, unpack
-from .checks import invalid_target
-from .reference import multi_label_reference, single_label_reference, split_logit
+from .common import LOG_SERIES, Settings, TANH_SERIES, TANH_SERIES_UPTO, needs_double_backward, pack, unpack
+from .checks import invalid_target, known_entries, label_slack
+from asl.ops.reference import (margin_and_rest, mean_of_known, multi_label_reference, single_label_reference,
+    split_logit)
 from .torch_private import assert_on_device
 
 # %% ../../nbs/26_ops.gpu.ipynb #415f05c7
@@ -29,6 +31,7 @@ LOG_COEFS = tl.constexpr(LOG_SERIES)
 LOG2_E = tl.constexpr(1.4426950408889634)
 LOG_2_SHORT = tl.constexpr(.693359375)                            # has 9 bits: n*LOG_2_SHORT is exact
 LOG_2_EXCESS = tl.constexpr(2.12194440e-4)                        # LOG_2_SHORT - log 2
+INFINITE = tl.constexpr(math.inf)
 LOWEST = tl.constexpr(-2e4)                                       # exp is zero long before, and n fits its bits
 
 @jit
@@ -132,13 +135,19 @@ def _shifted_term(z, p, q, log_total, gamma, WHOLE: tl.constexpr, margin, margin
     minus_log = tl.where(margin > 0, minus_log, tl.where(z < 0, 0., z) + log_total)
     slope = tl.where(minus_log <= ceiling, tl.where(margin > 0, q/rest, 1.), minus_log*0)
     minus_log = tl.where(minus_log > ceiling, ceiling, minus_log)
-    if not DETACH: slope += q*(gamma*(minus_log/tl.where(p_m > 0, p_m, 1.)))
+    if not DETACH: slope += gamma*(q*(minus_log/tl.where(p_m > 0, p_m, 1.)))
     return tl.where(d <= 0, 0., focus*minus_log), tl.where(d <= 0, 0., p*(focus*slope))
 
 # %% ../../nbs/26_ops.gpu.ipynb #243550b9
 @jit
-def _read_tile(input, target, ignore_index, N, C, input_n, input_c, target_n, target_c,
-    IS_BOOL: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+def _is_known(label, unknown):
+    "Whether a label differs from the unknown one, in its own dtype; of a float64 unknown has the bits"
+    if label.dtype == tl.float64: unknown = tl.full((1, 1), unknown, tl.int64).to(tl.float64, bitcast=True)
+    return label != unknown
+
+@jit
+def _read_tile(input, target, unknown, N, C, input_n, input_c, target_n, target_c,
+    ALL_KNOWN: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     "Rows (ROWS, 1) and classes (1, COLS) of this program; of each entry its logit, its target, if it exists and counts"
     program = tl.program_id(0)
     tiles_of_row = tl.cdiv(C, COLS)
@@ -146,23 +155,29 @@ def _read_tile(input, target, ignore_index, N, C, input_n, input_c, target_n, ta
     c = (program%tiles_of_row).to(tl.int64)*COLS + tl.arange(0, COLS)[None, :]
     exists = (n < N) & (c < C)
     z = tl.load(input + n*input_n + c*input_c, exists, 0.).to(tl.float32)
-    y = tl.load(target + n*target_n + c*target_c, exists, 0).to(tl.float32)
-    counts = exists if IS_BOOL else exists & (y != ignore_index)
-    return n, c, z, y, exists, counts
+    label = tl.load(target + n*target_n + c*target_c, exists, 0)
+    counts = exists if ALL_KNOWN else exists & _is_known(label, unknown)
+    return n, c, z, label.to(tl.float32), exists, counts
 
 # %% ../../nbs/26_ops.gpu.ipynb #14e6aba6
-IGNORED_LOGIT = tl.constexpr(-1e4)                                # of an easy negative, below any margin
+FARTHEST = tl.constexpr(1e4)                                      # a logit so far out that p or 1-p is 0, at any margin
+
+@jit
+def _valid(y, slack):
+    "Whether a label is in [0, 1], or off by no more than the slack; nan is not"
+    return (y >= -slack) & (y <= 1+slack)
 
 @jit
 def _without_ignored(z, y, counts, smoothing):
-    "Logits and smoothed targets; an easy negative where an entry does not count"
-    return tl.where(counts, z, IGNORED_LOGIT), tl.where(counts, y*(1-smoothing) + smoothing/2, 0.)
+    "Logits and smoothed targets in [0, 1]; an easy negative where an entry does not count"
+    y = tl.minimum(tl.maximum(y, 0.), 1.)                         # these drop nan, which is no valid label
+    return tl.where(counts, z, -FARTHEST), tl.where(counts, y*(1-smoothing) + smoothing/2, 0.)
 
 @jit
-def _any_active(z, y, margin_high, exists):
-    "Whether the tile has an entry that is not an easy negative; nan is not easy"
+def _hardest(z, y, margin_high, exists):
+    "Of a tile: 0 if all entries are easy negatives, 1 if some are not, 2 if one of these is infinite; nan is not easy"
     easy = (z < margin_high) & (y == 0)
-    return tl.max((exists & ~easy).to(tl.int32)) != 0
+    return tl.max(tl.where(exists & ~easy, tl.where(tl.abs(z) == INFINITE, 2, 1), 0))
 
 # %% ../../nbs/26_ops.gpu.ipynb #cbc27465
 @jit
@@ -197,23 +212,45 @@ def _loss_and_gradient(z, y, c, C, table, gamma_neg, gamma_pos, margin, margin_r
     loss = weight*(pos_weight*y*pos + (1-y)*neg)
     return loss, weight*((1-y)*neg_gradient - pos_weight*y*pos_gradient)
 
+# %% ../../nbs/26_ops.gpu.ipynb #6ce027bc
+@jit
+def _finite_logits(z):
+    "Logits with numbers far out in place of infinite ones"
+    return tl.where(z == INFINITE, FARTHEST, tl.where(z == -INFINITE, -FARTHEST, z))
+
+@jit
+def _with_infinite(loss, z, y, c, C, table, margin, weight, pos_weight, ceiling, PER_CLASS: tl.constexpr):
+    "The loss of `_finite_logits`, but infinite where z is, on the wrong side, unless a margin or a ceiling bounds it"
+    weight = _of_classes(weight, table, 6, c, C, c < C, PER_CLASS)
+    pos_weight = _of_classes(pos_weight, table, 7, c, C, c < C, PER_CLASS)
+    margin = _of_classes(margin, table, 2, c, C, c < C, PER_CLASS)
+    present = weight*pos_weight*y
+    absent = tl.where(margin > 0, 0., weight*(1-y))
+    lost = ((z == -INFINITE) & (present > 0)) | ((z == INFINITE) & (absent > 0))
+    return tl.where(lost, tl.where(ceiling == INFINITE, INFINITE, loss), loss)
+
 # %% ../../nbs/26_ops.gpu.ipynb #47786202
 @jit
 def _multi_label_losses(input, target, losses, sums, table,
     gamma_neg, gamma_pos, margin, margin_rest, margin_high, margin_low, weight, pos_weight, ceiling, smoothing,
-    ignore_index, N, C, input_n, input_c, target_n, target_c, losses_n, losses_c,
+    unknown, slack, N, C, input_n, input_c, target_n, target_c, losses_n, losses_c,
     WHOLE_NEG: tl.constexpr, WHOLE_POS: tl.constexpr, HAS_MARGIN: tl.constexpr, PER_CLASS: tl.constexpr,
-    DETACH: tl.constexpr, IS_BOOL: tl.constexpr, STORE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    DETACH: tl.constexpr, ALL_KNOWN: tl.constexpr, STORE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     "Losses of a tile, or their sum; how many entries count, and how many targets are invalid"
-    n, c, z, y, exists, counts = _read_tile(input, target, ignore_index, N, C, input_n, input_c,
-        target_n, target_c, IS_BOOL, ROWS, COLS)
-    invalid = counts & ~((y >= 0) & (y <= 1))
+    n, c, z, y, exists, counts = _read_tile(input, target, unknown, N, C, input_n, input_c,
+        target_n, target_c, ALL_KNOWN, ROWS, COLS)
+    invalid = counts & ~_valid(y, slack)
     z, y = _without_ignored(z, y, counts, smoothing)
     margin_high = _of_classes(margin_high, table, 4, c, C, c < C, PER_CLASS)
     loss = tl.zeros((ROWS, COLS), tl.float32)
-    if _any_active(z, y, margin_high, exists):
-        loss, _ = _loss_and_gradient(z, y, c, C, table, gamma_neg, gamma_pos, margin, margin_rest, margin_high,
+    hardest = _hardest(z, y, margin_high, exists)
+    if hardest > 0:
+        finite = z
+        if hardest > 1: finite = _finite_logits(z)
+        loss, _ = _loss_and_gradient(finite, y, c, C, table, gamma_neg, gamma_pos, margin, margin_rest, margin_high,
             margin_low, weight, pos_weight, ceiling, WHOLE_NEG, WHOLE_POS, HAS_MARGIN, PER_CLASS, DETACH)
+        if hardest > 1:
+            loss = _with_infinite(loss, z, y, c, C, table, margin, weight, pos_weight, ceiling, PER_CLASS)
     loss = tl.where(counts, loss, 0.)
     sums += 3*tl.program_id(0)                                    # three numbers a program
     if STORE: tl.store(losses + n*losses_n + c*losses_c, loss, exists)
@@ -225,16 +262,18 @@ def _multi_label_losses(input, target, losses, sums, table,
 @jit
 def _multi_label_gradients(input, target, output_gradient, gradient, table,
     gamma_neg, gamma_pos, margin, margin_rest, margin_high, margin_low, weight, pos_weight, ceiling, smoothing,
-    ignore_index, N, C, input_n, input_c, target_n, target_c, output_n, output_c, gradient_n, gradient_c,
+    unknown, N, C, input_n, input_c, target_n, target_c, output_n, output_c, gradient_n, gradient_c,
     WHOLE_NEG: tl.constexpr, WHOLE_POS: tl.constexpr, HAS_MARGIN: tl.constexpr, PER_CLASS: tl.constexpr,
-    DETACH: tl.constexpr, IS_BOOL: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    DETACH: tl.constexpr, ALL_KNOWN: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     "Gradients of a tile"
-    n, c, z, y, exists, counts = _read_tile(input, target, ignore_index, N, C, input_n, input_c,
-        target_n, target_c, IS_BOOL, ROWS, COLS)
+    n, c, z, y, exists, counts = _read_tile(input, target, unknown, N, C, input_n, input_c,
+        target_n, target_c, ALL_KNOWN, ROWS, COLS)
     z, y = _without_ignored(z, y, counts, smoothing)
     margin_high = _of_classes(margin_high, table, 4, c, C, c < C, PER_CLASS)
     slope = tl.zeros((ROWS, COLS), tl.float32)
-    if _any_active(z, y, margin_high, exists):
+    hardest = _hardest(z, y, margin_high, exists)
+    if hardest > 0:
+        if hardest > 1: z = _finite_logits(z)
         _, slope = _loss_and_gradient(z, y, c, C, table, gamma_neg, gamma_pos, margin, margin_rest, margin_high,
             margin_low, weight, pos_weight, ceiling, WHOLE_NEG, WHOLE_POS, HAS_MARGIN, PER_CLASS, DETACH)
     slope *= tl.load(output_gradient + n*output_n + c*output_c, exists, 0.)
@@ -253,9 +292,21 @@ def _kernel_number(setting:float|Tensor) -> float:
 def _settings_table(settings, C:int, device:torch.device) -> Tensor|None:
     "One line a setting, one column a class, (settings, C); None if all are numbers"
     if not any(isinstance(v, Tensor) for v in settings): return None
-    lines = [v.reshape(-1).float().expand(C) if isinstance(v, Tensor) else torch.full((C,), v, device=device)
-        for v in settings]
-    return torch.stack(lines)
+    def line(value):
+        if isinstance(value, Tensor): return value.reshape(-1).float().expand(C)
+        return torch.full((C,), value, dtype=torch.float32, device=device)
+    return torch.stack([line(value) for value in settings])
+
+# %% ../../nbs/26_ops.gpu.ipynb #0f9f7a7f
+@lru_cache
+def _unknown_label(dtype:torch.dtype, ignore_index:float) -> int|float|None:
+    """ignore_index as kernels get it for targets of this dtype; None: no target is ignored.
+
+    A kernel takes a float for a float32; so of a float64 it gets the bits.
+    """
+    if known_entries(torch.empty(0, dtype=dtype, device='cpu'), ignore_index) is None: return None
+    label = torch.tensor(ignore_index, dtype=dtype, device='cpu')
+    return label.view(torch.int64).item() if dtype == torch.float64 else label.item()
 
 # %% ../../nbs/26_ops.gpu.ipynb #717944dc
 TILE = 2048                    # entries of a program
@@ -271,7 +322,8 @@ def _multi_label_arguments(input:Tensor, target:Tensor, s:Settings, ignore_index
     ) -> tuple[int, dict[str, Any]]:
     "Programs, and arguments of both kernels by name; tensors as (N, C), or (1, N*C) where that makes no difference"
     margin_high, margin_low = _margin_logit(s.clip)
-    settings = dict(gamma_neg=s.gamma_neg, gamma_pos=s.gamma_pos, margin=s.clip, margin_rest=1-s.clip,
+    margin, margin_rest = margin_and_rest(s.clip, torch.float32)
+    settings = dict(gamma_neg=s.gamma_neg, gamma_pos=s.gamma_pos, margin=margin, margin_rest=margin_rest,
         margin_high=margin_high, margin_low=margin_low, weight=s.weight, pos_weight=s.pos_weight)
     # in this order they are lines 0 to 7 of the table, by which numbers the kernels read them
     table = _settings_table(settings.values(), input.shape[-1], input.device)
@@ -282,14 +334,15 @@ def _multi_label_arguments(input:Tensor, target:Tensor, s:Settings, ignore_index
     N, C = input.shape
     cols = TILE if flat else min(TILE_CLASSES, triton.next_power_of_2(C))
     rows = TILE//cols
+    unknown = _unknown_label(target.dtype, ignore_index)
     numbers = {name: _kernel_number(v) for name, v in settings.items()}
     arguments = dict(input=input, target=target, table=table, **numbers,
-        ceiling=-math.log(s.eps) if s.eps else math.inf, smoothing=float(s.smoothing), ignore_index=ignore_index,
-        N=N, C=C, input_n=input.stride(0), input_c=input.stride(1),
+        ceiling=-math.log(s.eps) if s.eps else math.inf, smoothing=float(s.smoothing),
+        unknown=0 if unknown is None else unknown, N=N, C=C, input_n=input.stride(0), input_c=input.stride(1),
         target_n=target.stride(0), target_c=target.stride(1),
         WHOLE_NEG=_whole_gamma(s.gamma_neg), WHOLE_POS=_whole_gamma(s.gamma_pos),
         HAS_MARGIN=isinstance(s.clip, Tensor) or s.clip != 0, PER_CLASS=table is not None, DETACH=bool(s.detach),
-        IS_BOOL=target.dtype == torch.bool, ROWS=rows, COLS=cols)
+        ALL_KNOWN=unknown is None, ROWS=rows, COLS=cols)
     return triton.cdiv(N, rows)*triton.cdiv(C, cols), arguments
 
 # %% ../../nbs/26_ops.gpu.ipynb #02833b45
@@ -301,7 +354,7 @@ def _multi_label_forward(input:Tensor, target:Tensor, s:Settings, ignore_index:i
     sums = torch.empty(programs, 3, device=input.device)
     with torch.cuda.device_of(input):
         _multi_label_losses[(programs,)](**arguments, losses=losses, losses_n=losses_n, losses_c=losses_c, sums=sums,
-            STORE=keep, num_warps=WARPS)
+            slack=label_slack(target), STORE=keep, num_warps=WARPS)
     return losses if losses is None else losses.view(input.shape), sums
 
 def _multi_label_backward(input:Tensor, target:Tensor, s:Settings, ignore_index:int, output_gradient:Tensor):
@@ -318,8 +371,9 @@ def _multi_label_backward(input:Tensor, target:Tensor, s:Settings, ignore_index:
 # %% ../../nbs/26_ops.gpu.ipynb #d314bc98
 def _reference_gradient(reference, input, target, settings, ignore_index, reduction, output_gradient) -> Tensor:
     "The gradient by the reference, with a graph of its own"
-    loss = reference(input, target, settings, ignore_index, reduction)
-    return torch.autograd.grad(loss, input, output_gradient, create_graph=True)[0]
+    with torch.enable_grad():
+        loss = reference(input, target, settings, ignore_index, reduction)
+        return torch.autograd.grad(loss, input, output_gradient, create_graph=True)[0]
 
 # %% ../../nbs/26_ops.gpu.ipynb #0cdf1bb6
 class _MultiLabel(Function):
@@ -343,9 +397,10 @@ class _MultiLabel(Function):
         input, target, *tensors = ctx.saved_tensors
         settings = unpack(tensors, ctx.rest)
         args = input, target, Settings(*settings), ctx.ignore_index
-        if torch.is_grad_enabled():                               # create_graph=True
+        if needs_double_backward(output_gradient):
             gradient = _reference_gradient(multi_label_reference, *args, ctx.reduction, output_gradient)
         else:
+            # if nothing is known this is no number, but the kernel writes zeros where nothing is known
             of_each = (output_gradient/ctx.count).float().expand(input.shape)
             gradient = _multi_label_backward(*args, of_each)
         return gradient, None, None, None, None
@@ -365,11 +420,12 @@ def multi_label(
 @jit
 def _difference(z, largest):
     "z-largest in float32, and exp of the unrounded difference as 2**exponent * x: (difference, exponent, x)"
-    difference = z - largest
+    is_largest = z == largest                                     # infinite ones, too, differ by zero then
+    difference = tl.where(is_largest, 0., z-largest)
     b = difference - z
     lost = (z-(difference-b)) - (largest+b)                       # what rounding took away (Knuth's two-sum)
     exponent, r = _range_reduced(difference)
-    x = _scaled_exp(tl.zeros_like(difference), r + tl.where(difference < LOWEST, 0., lost))
+    x = _scaled_exp(tl.zeros_like(difference), r + tl.where((difference < LOWEST) | is_largest, 0., lost))
     return difference, exponent, x
 
 @jit
@@ -386,15 +442,16 @@ def _program_rows(row_count, D, ROWS: tl.constexpr):
     return row, row//D, row%D, row < row_count
 
 @jit
-def _read_targets(pointers, exists, ignore_index, C):
+def _read_targets(pointers, exists, unknown, C, ALL_KNOWN: tl.constexpr):
     "The target of each row (0 where there is none), whether it counts, and whether it is invalid; (ROWS,)"
-    t = tl.load(pointers, exists, 0).to(tl.int64)
-    counts = exists & (t != ignore_index)
+    label = tl.load(pointers, exists, 0)
+    t = label.to(tl.int64)
+    counts = exists if ALL_KNOWN else exists & _is_known(label, unknown)
     invalid = counts & ((t < 0) | (t >= C))
     return tl.where(counts & ~invalid, t, 0), counts, invalid
 
 # %% ../../nbs/26_ops.gpu.ipynb #e74ab68c
-NO_LOGIT = tl.constexpr(-float('inf'))                            # its exp is zero
+NO_LOGIT = tl.constexpr(-math.inf)                                # its exp is zero
 
 @jit
 def _read_classes(rows, exists, start, C, input_c, absent, COLS: tl.constexpr):
@@ -413,11 +470,11 @@ def _largest_and_rest(rows, exists, C, input_c, ROWS: tl.constexpr, COLS: tl.con
         largest, place = tl.max(z, 1, return_indices=True)
         _, exponent, x = _difference(z, tl.where(largest == NO_LOGIT, 0., largest)[:, None])
         rest = tl.sum(tl.where(c == (start+place)[:, None], 0., _scaled_exp(exponent, 0.)*x), 1)
-        scale = tl.where(largest == NO_LOGIT, 0., tl.exp(-tl.abs(M-largest)))
+        scale = tl.where(largest == NO_LOGIT, 0., tl.exp(-tl.abs(tl.where(M == largest, 0., M-largest))))
         S = tl.where(largest > M, (S+1)*scale + rest, S + (rest+1)*scale)       # 1: the smaller maximum joins the sum
         k = tl.where(largest > M, start+place, k)
         M = tl.where(largest > M, largest, M)
-    return M, k, S + (M-M)                                        # S is nan for infinite logits, and for nan
+    return M, k, S + tl.where(M == NO_LOGIT, INFINITE, 0.)        # log(1+S) of a row without a class is nan
 
 # %% ../../nbs/26_ops.gpu.ipynb #24b2cb99
 NOT_ZERO = tl.constexpr(1e-300)
@@ -426,7 +483,7 @@ NOT_ZERO = tl.constexpr(1e-300)
 def _log_p_of_target(z_t, M, S, is_largest):
     "log p and log(1-p) of the target, by Eq. (2), whether it is the largest or not; (ROWS,), float64"
     log_norm = _log1p(S)
-    log_p = tl.where(is_largest, 0., z_t-M) - log_norm
+    log_p = tl.where(is_largest | (z_t == M), 0., z_t-M) - log_norm           # there may be many, all infinite
     log_q_k = tl.log(tl.where(S > 0, S, NOT_ZERO)) - log_norm     # of the largest class
     log_q = tl.log(1 - tl.exp(tl.where(is_largest, -1., log_p)))  # -1: any number, it is not used
     return log_p, tl.where(is_largest, log_q_k, log_q)
@@ -439,6 +496,16 @@ def _gamma_and_weight(gamma, LINE: tl.constexpr, weight, table, c, C, mask, PER_
         _of_classes(weight, table, 2, c, C, mask, PER_CLASS))
 
 # %% ../../nbs/26_ops.gpu.ipynb #eab03779
+FAR_BELOW = tl.constexpr(-1e30)                                   # p**gamma is zero there for any gamma > 0
+
+@jit
+def _focus_of_others(z, difference, exponent, x, p_k, gamma, weight, WHOLE_NEG: tl.constexpr):
+    "f of each class, but zero where it has no chance; and its z-M where that is multiplied by gamma, hence finite"
+    is_far = difference < FAR_BELOW
+    f = weight*_power(x*p_k, gamma, WHOLE_NEG, exponent)
+    f = tl.where(is_far, tl.where(gamma > 0, 0., f), f)
+    return tl.where(z == NO_LOGIT, 0., f), tl.where(is_far, 0., difference)
+
 @jit
 def _sums_of_others(rows, exists, t, M, k, S, table, gamma_neg, weight, C, input_c,
     WHOLE_NEG: tl.constexpr, PER_CLASS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
@@ -451,12 +518,11 @@ def _sums_of_others(rows, exists, t, M, k, S, table, gamma_neg, weight, C, input
     for start in range(0, C, COLS):
         c, z = _read_classes(rows, exists, start, C, input_c, 0., COLS)
         difference, exponent, x = _difference(z, M)
-        log_p = difference - log_norm
         gamma, weight_c = _gamma_and_weight(gamma_neg, 1, weight, table, c, C, c < C, PER_CLASS)
-        f = weight_c*_power(x*p_k, gamma, WHOLE_NEG, exponent)
-        other = (c < C) & (c != t[:, None])
-        minus_losses += tl.sum(tl.where(other, f*log_p, 0.), 1)
-        R += tl.sum(tl.where(other & (c != k[:, None]), f*(1+gamma*log_p), 0.), 1)
+        f, near = _focus_of_others(z, difference, exponent, x, p_k, gamma, weight_c, WHOLE_NEG)
+        other = (c < C) & (c != t[:, None]) & (f != 0)
+        minus_losses += tl.sum(tl.where(other, f*(difference-log_norm), 0.), 1)
+        R += tl.sum(tl.where(other & (c != k[:, None]), f*(1+gamma*(near-log_norm)), 0.), 1)
     return minus_losses, R
 
 # %% ../../nbs/26_ops.gpu.ipynb #086c2ac5
@@ -481,17 +547,18 @@ def _kept_statistics(statistics, row_count, row, exists):
 # %% ../../nbs/26_ops.gpu.ipynb #a80da71b
 @jit
 def _single_label_losses(input, target, statistics, losses, table, gamma_pos, gamma_neg, weight, target_share, share,
-    ignore_index, row_count, C, D, input_n, input_c, input_d, target_n, target_d, WHOLE_NEG: tl.constexpr,
-    PER_CLASS: tl.constexpr, SMOOTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    unknown, row_count, C, D, input_n, input_c, input_d, target_n, target_d, WHOLE_NEG: tl.constexpr,
+    PER_CLASS: tl.constexpr, SMOOTH: tl.constexpr, ALL_KNOWN: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     "Loss, weight and validity of each row, and what backward has to know of it"
     row, n, d, exists = _program_rows(row_count, D, ROWS)
-    t, counts, invalid = _read_targets(target + n*target_n + d*target_d, exists, ignore_index, C)
+    t, counts, invalid = _read_targets(target + n*target_n + d*target_d, exists, unknown, C, ALL_KNOWN)
     rows = input + n*input_n + d*input_d
     M, k, S = _largest_and_rest(rows, exists, C, input_c, ROWS, COLS)
     z_t = tl.load(rows + t*input_c, exists, 0.).to(tl.float64)
     log_p, log_q = _log_p_of_target(z_t, M, S, t == k)
     weight_t = _of_classes(weight, table, 2, t, C, exists, PER_CLASS)
     focus = tl.exp(_of_classes(gamma_pos, table, 0, t, C, exists, PER_CLASS)*log_q)
+    log_p = tl.where(log_p == NO_LOGIT, tl.where(weight_t == 0, 0., log_p), log_p)        # 0*inf would be nan
     loss = target_share*weight_t*focus*-log_p
     R = tl.zeros((ROWS,), tl.float64)
     if SMOOTH:
@@ -508,6 +575,7 @@ def _single_label_losses(input, target, statistics, losses, table, gamma_pos, ga
 def _slopes(log_p, log_q, S, is_largest, gamma_t, weight_t, gamma_k, weight_k, target_share, share,
     SMOOTH: tl.constexpr):
     "a of Eq. (4) of the target and of the largest class, which may be the same; (ROWS,), float64"
+    log_p = tl.where(log_p < FAR_BELOW, FAR_BELOW, log_p)         # its exp is zero, and 0*inf would be nan
     a_t = -target_share*weight_t*tl.exp(gamma_t*log_q)*(1 - gamma_t*log_p*tl.exp(log_p-log_q))
     if SMOOTH:
         log_norm = _log1p(S)                                      # minus log p of the largest
@@ -546,8 +614,8 @@ def _walk_gradients(rows, gradient_rows, exists, counts, t, k, M, S, total, at_l
         a = tl.zeros((ROWS, COLS), tl.float32)
         if SMOOTH:
             gamma, weight_c = _gamma_and_weight(gamma_neg, 1, weight, table, c, C, c < C, PER_CLASS)
-            log_p = difference - log_norm
-            a = -share*weight_c*_power(x*p_k, gamma, WHOLE_NEG, exponent)*(1 + gamma*log_p)
+            f, near = _focus_of_others(z, difference, exponent, x, p_k, gamma, weight_c, WHOLE_NEG)
+            a = -share*f*(1 + gamma*(near-log_norm))
         slope = tl.where(c == k[:, None], at_largest, a - p*total)
         slope = tl.where(c == t[:, None], at_target, slope)
         slope = tl.where(counts[:, None], slope*scale[:, None], 0.).to(gradient_rows.dtype.element_ty)
@@ -556,14 +624,15 @@ def _walk_gradients(rows, gradient_rows, exists, counts, t, k, M, S, total, at_l
 # %% ../../nbs/26_ops.gpu.ipynb #44771f54
 @jit
 def _single_label_gradients(input, target, statistics, output_gradient, gradient, table, gamma_pos, gamma_neg, weight,
-    target_share, share, ignore_index, row_count, C, D, input_n, input_c, input_d, target_n, target_d,
+    target_share, share, unknown, row_count, C, D, input_n, input_c, input_d, target_n, target_d,
     output_n, output_d, gradient_n, gradient_c, gradient_d, WHOLE_NEG: tl.constexpr,
-    PER_CLASS: tl.constexpr, SMOOTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    PER_CLASS: tl.constexpr, SMOOTH: tl.constexpr, ALL_KNOWN: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     "Gradients of each row"
     row, n, d, exists = _program_rows(row_count, D, ROWS)
-    t, counts, _ = _read_targets(target + n*target_n + d*target_d, exists, ignore_index, C)
+    t, counts, _ = _read_targets(target + n*target_n + d*target_d, exists, unknown, C, ALL_KNOWN)
     rows = input + n*input_n + d*input_d
     M, k, S, R = _kept_statistics(statistics, row_count, row, exists)
+    counts = counts & (S != INFINITE)                             # a row of masked classes alone has no gradient
     z_t = tl.load(rows + t*input_c, exists, 0.).to(tl.float64)
     log_p, log_q = _log_p_of_target(z_t, M, S, t == k)
     gamma_t, weight_t = _gamma_and_weight(gamma_pos, 0, weight, table, t, C, exists, PER_CLASS)
@@ -586,13 +655,15 @@ def _single_label_arguments(input:Tensor, target:Tensor, settings:tuple, ignore_
     gamma_pos, gamma_neg, eps, weight = settings
     input = input.reshape(N, C, -1)
     target = target.reshape(N, -1)
+    unknown = _unknown_label(target.dtype, ignore_index)
     table = _settings_table((gamma_pos, gamma_neg, weight), C, input.device)
     most = STEP_CLASSES if input.stride(1) == 1 else STEP_CLASSES_STRIDED
     cols = min(most, triton.next_power_of_2(C))
     rows = TILE//cols
     arguments = dict(input=input, target=target, table=table, gamma_pos=_kernel_number(gamma_pos),
         gamma_neg=_kernel_number(gamma_neg), weight=_kernel_number(weight), target_share=1-eps+eps/C, share=eps/C,
-        ignore_index=ignore_index, row_count=target.numel(), C=C, D=input.shape[2],
+        unknown=0 if unknown is None else unknown, ALL_KNOWN=unknown is None,
+        row_count=target.numel(), C=C, D=input.shape[2],
         input_n=input.stride(0), input_c=input.stride(1), input_d=input.stride(2),
         target_n=target.stride(0), target_d=target.stride(1),
         WHOLE_NEG=_whole_gamma(gamma_neg), PER_CLASS=table is not None, SMOOTH=eps > 0, ROWS=rows, COLS=cols)
@@ -621,6 +692,14 @@ def _single_label_backward(input, target, statistics, settings, ignore_index, ou
             output_n=output_gradient.stride(0), output_d=output_gradient.stride(1), num_warps=WARPS)
     return gradient.view(input.shape)
 
+# %% ../../nbs/26_ops.gpu.ipynb #c9fbd582
+def _mean_by_weights(total:Tensor, weights:Tensor, weight:float|Tensor) -> tuple[Tensor, Tensor]:
+    "Mean of losses whose sum is total, and what their gradients are divided by; weights, (N*D), of the targets"
+    count = weights.sum()
+    # one weight for all: the count is zero where nothing is known, and there the kernel writes zeros
+    if not isinstance(weight, Tensor) and weight: return total/count, count
+    return mean_of_known(total, count), torch.where(count == 0, math.inf, count)
+
 # %% ../../nbs/26_ops.gpu.ipynb #889bbe21
 class _SingleLabel(Function):
     "The single-label loss by kernels"
@@ -629,19 +708,21 @@ class _SingleLabel(Function):
         statistics, (losses, weights, invalid) = _single_label_forward(input, target, settings, ignore_index)
         needs = f'class indices in [0, {input.shape[1]}), or ignore_index={ignore_index}'
         assert_on_device(invalid.sum() == 0, 'target: needs '+needs)
-        count = weights.sum() if reduction == 'mean' else 1
+        _, _, _, weight = settings
+        loss = losses.view(target.shape) if reduction == 'none' else losses.sum()
+        ctx.count = 1
+        if reduction == 'mean': loss, ctx.count = _mean_by_weights(loss, weights, weight)
         tensors, ctx.rest = pack(settings)
         ctx.save_for_backward(input, target, statistics, *tensors)
         ctx.ignore_index = ignore_index
         ctx.reduction = reduction
-        ctx.count = count
-        return (losses.view(target.shape) if reduction == 'none' else losses.sum()/count).float()
+        return loss.float()
 
     @staticmethod
     def backward(ctx, output_gradient):
         input, target, statistics, *tensors = ctx.saved_tensors
         settings = unpack(tensors, ctx.rest)
-        if torch.is_grad_enabled():                               # create_graph=True
+        if needs_double_backward(output_gradient):
             gradient = _reference_gradient(single_label_reference, input, target, settings, ctx.ignore_index,
                 ctx.reduction, output_gradient)
         else:

@@ -17,7 +17,7 @@ from asl.ops.checks import (at_least_float32, count_known, invalid_target, known
     label_slack)
 from .common import (ATANH_SERIES, LOG_SERIES, TANH_SERIES, TANH_SERIES_UPTO, Settings, needs_double_backward,
     of_classes, pack, per_class, polynomial, power, scaled, smooth, times, unpack, widened)
-from .reference import finite_logits, infinite_loss, margin_and_rest, reduce_loss, split_logit
+from .reference import INFINITE_FROM, infinite_again, margin_and_rest, mean_of_known, split_logit
 from .torch_private import assert_on_device, backward_keeps_graph, one_minus_exp
 
 # Equations have the numbers that they have in the notebook of this module, but for those said to be of 00_loss
@@ -104,6 +104,14 @@ def _shifted_probability(z:Tensor, p:Tensor, q:Tensor, m:float|Tensor) -> tuple[
 # %% ../../nbs/24_ops.multi_label.ipynb #ec9e2ea8
 SMALL_MARGIN = .02                          # up to here q+m can be so small that atanh would round it away
 
+def _upwards(z:Tensor) -> Tensor:
+    "max(z, 0) of Eq. (1), but the largest number where it is infinite: 0 times that is 0"
+    return z.clamp(0, torch.finfo(z.dtype).max)
+
+def _downwards(z:Tensor) -> Tensor:
+    "min(z, 0), in the same way"
+    return z.clamp(-torch.finfo(z.dtype).max, 0)
+
 def _log_term(z:Tensor, p_m:Tensor, rest:Tensor, d:Tensor, log_total, m:float|Tensor) -> Tensor:
     "-log(1-p_m) of Eq. (1), with rest = q+m and the d of Eq. (2); log_total is used only if m is a tensor"
     is_number = not isinstance(m, Tensor)
@@ -111,7 +119,7 @@ def _log_term(z:Tensor, p_m:Tensor, rest:Tensor, d:Tensor, log_total, m:float|Te
     elif is_number and z.dtype == torch.float32 and SERIES_FROM <= m <= SERIES_TO: out = _by_series(p_m, rest, d, m)
     else: out = _by_logarithm(p_m, rest)
     if is_number: return out if m > SMALL_MARGIN else torch.where(p_m < .5, out, -torch.log(rest))
-    minus_log_q = log_total+z.clamp(min=0)                # where m is 0: rest is q there, and can round to 0
+    minus_log_q = log_total+_upwards(z)                # where m is 0: rest is q there, and can round to 0
     if_large = torch.where(m > 0, -torch.log(rest), minus_log_q)
     return torch.where((m > SMALL_MARGIN) | (p_m < .5), out, if_large)
 
@@ -125,9 +133,8 @@ def _lower_power(p_m:Tensor, gamma:float|Tensor) -> Tensor|float:
 def negative_term(z:Tensor, p:Tensor, q:Tensor, log_total, gamma:float|Tensor, m:float|Tensor, eps:float,
         detach:bool, needs_grad:bool) -> tuple[Tensor, Tensor|None]:
     "L_- = p_m**gamma * -log(1-p_m), and its derivative G_- of Eq. (3), None unless it is needed"
-    is_number = not isinstance(m, Tensor)
-    if is_number and m == 0:                              # L_- of z is then L_+ of -z
-        return _focused_term(q, p, log_total+z.clamp(min=0), gamma, eps, detach, needs_grad)
+    if not isinstance(m, Tensor) and m == 0:                              # L_- of z is then L_+ of -z
+        return _focused_term(q, p, log_total+_upwards(z), gamma, eps, detach, needs_grad)
     d, p_m = _shifted_probability(z, p, q, m)
     m, _ = margin_and_rest(m, z.dtype)
     rest = q+m
@@ -137,22 +144,21 @@ def negative_term(z:Tensor, p:Tensor, q:Tensor, log_total, gamma:float|Tensor, m
     focus = lower*p_m
     loss = focus*minus_log
     if not needs_grad: return loss, None
-    share = q/rest if is_number else torch.where(m > 0, q/rest, 1.)     # not 0/0 where m is 0
+    share = torch.where(m > 0, q/rest, 1.) if isinstance(m, Tensor) else q/rest     # not 0/0 where m is 0
     bracket = focus*share                                 # what Eq. (3) has in brackets
     if eps: bracket = torch.where(exact <= minus_log, bracket, 0.)      # what is clamped has no gradient
     if not detach: bracket = _add_product(bracket, q, lower*minus_log, gamma)
     return loss, p*bracket
 
 # %% ../../nbs/24_ops.multi_label.ipynb #29542b97
-def term_weights(y:Tensor, s:Settings) -> tuple[Tensor, Tensor]:
-    "What L_- and L_+ of labels y are multiplied by"
-    return times(s.weight, 1-y), times(s.weight, times(s.pos_weight, y))
-
 def loss_and_gradient(z:Tensor, y:Tensor, s:Settings, needs_grad:bool=True) -> tuple[Tensor, Tensor|None]:
-    "Loss of logits z and labels y, entry by entry, and its gradient by z, in their shape: Eqs. (4) to (7) of 00_loss"
+    """Loss of logits z and labels y, entry by entry, and its gradient by z, in their shape: Eqs. (4) to (7) of 00_loss.
+
+    Where infinite logits make a loss infinite it is but a very large number, for `infinite_again`.
+    """
     p, q, log_total = sigmoids(z)
     L_neg, G_neg = negative_term(z, p, q, log_total, s.gamma_neg, s.clip, s.eps, s.detach, needs_grad)
-    L_pos, G_pos = _focused_term(p, q, log_total-z.clamp(max=0), s.gamma_pos, s.eps, s.detach, needs_grad)
+    L_pos, G_pos = _focused_term(p, q, log_total-_downwards(z), s.gamma_pos, s.eps, s.detach, needs_grad)
     absent = 1-y
     present = times(s.pos_weight, y)
     loss = times(s.weight, torch.addcmul(absent*L_neg, present, L_pos))
@@ -163,14 +169,15 @@ def loss_and_gradient(z:Tensor, y:Tensor, s:Settings, needs_grad:bool=True) -> t
 # %% ../../nbs/24_ops.multi_label.ipynb #2c4e3432
 EASIEST_LOGIT = -1e4                        # as a negative it has neither loss nor gradient
 
-def mask_ignored(z:Tensor, target:Tensor, settings:Settings, ignore_index:float) -> tuple[Tensor, Tensor]:
+def mask_ignored(z:Tensor, target:Tensor, settings:Settings, ignore_index:int) -> tuple[Tensor, Tensor]:
     "Logits, and targets as smoothed numbers; where a target is ignored both are such that nothing is added"
     y = target.to(z.dtype)
     if target.dtype == torch.bool: return z, smooth(y, settings)
     known = known_entries(target, ignore_index)
-    y = y.clamp(0, 1)                                     # rounding, or an ignored one
+    y = y.clamp(0, 1)                                     # what rounding, or a negative ignore_index, left
     if known is None: return z, smooth(y, settings)
-    return torch.where(known, z, EASIEST_LOGIT), torch.where(known, smooth(y, settings), 0.)
+    if ignore_index > 0 or settings.smoothing: y = torch.where(known, smooth(y, settings), 0.)
+    return torch.where(known, z, EASIEST_LOGIT), y
 
 # %% ../../nbs/24_ops.multi_label.ipynb #9e86e62a
 class _CompiledEntries(Function):
@@ -182,19 +189,19 @@ class _CompiledEntries(Function):
         ctx.save_for_backward(input, target, *tensors)
         s = Settings(*settings)
         z, y = mask_ignored(widened(input), target, s, ignore_index)
-        loss, _ = loss_and_gradient(finite_logits(z), y, s, needs_grad=False)
-        return loss + infinite_loss(z, *term_weights(y, s), s.clip, s.eps)
+        loss, _ = loss_and_gradient(z, y, s, needs_grad=False)
+        return loss
 
     @staticmethod
     def backward(ctx, grad_output):
         input, target, *tensors = ctx.saved_tensors
         s = Settings(*unpack(tensors, ctx.rest))
         z, y = mask_ignored(widened(input), target, s, ctx.ignore_index)
-        _, gradient = loss_and_gradient(finite_logits(z), y, s)
+        _, gradient = loss_and_gradient(z, y, s)
         return (gradient*grad_output).to(input.dtype), None, None, *[None]*len(s)
 
 # %% ../../nbs/24_ops.multi_label.ipynb #a0c4aae1
-def compiled_loss(input:Tensor, target:Tensor, settings:Settings, ignore_index:float, reduction:str) -> Tensor:
+def compiled_loss(input:Tensor, target:Tensor, settings:Settings, ignore_index:int, reduction:str) -> Tensor:
     "The loss, for compilers; arguments as `multi_label_reference` takes them"
     known = known_entries(target, ignore_index)
     if target.dtype != torch.bool:
@@ -203,18 +210,22 @@ def compiled_loss(input:Tensor, target:Tensor, settings:Settings, ignore_index:f
         slack = label_slack(target)
         assert_on_device((y*(1-y)).amin() >= -slack*(1+slack), 'target: needs '+invalid_target(ignore_index))
     loss = _CompiledEntries.apply(input, target, ignore_index, *settings)
-    return reduce_loss(loss, reduction, None if known is None else known.sum())
+    if reduction != 'none': loss = loss.sum()                  # before a division could hide what is infinite
+    loss = infinite_again(loss, loss.dtype)
+    if reduction == 'batchmean': return loss/input.shape[:-1].numel()
+    if reduction != 'mean': return loss
+    return mean_of_known(loss, loss.new_tensor(target.numel()) if known is None else known.sum())
 
 # %% ../../nbs/24_ops.multi_label.ipynb #5be95c11
 CACHE_ENTRIES = 2**18                       # a block of this size stays in the cache
 SEARCH_FROM = 2**14                         # below this a search costs more than it saves
 MOST_ACTIVE = .25                           # above this share a search is in vain
 
-def _active_entries(logits:Tensor, targets:Tensor, settings:Settings, ignore_index:float) -> Tensor|None:
+def _active_entries(logits:Tensor, targets:Tensor, settings:Settings, ignore_index:int) -> Tensor|None:
     "Flat indices (K,) of the entries of (N, C) that may have a loss or gradient; None where a search does not pay"
     has_margin = isinstance(settings.clip, Tensor) or settings.clip > 0
     if logits.numel() < SEARCH_FROM or settings.smoothing or not has_margin: return None
-    if ignore_index == 0 and targets.dtype != torch.bool: return None     # what is left out is a known 0, or it would not count
+    if ignore_index == 0 and targets.dtype != torch.bool: return None     # what is left out has to be a known 0
     N, C = logits.shape
     margin, _ = split_logit(settings.clip, logits.dtype)              # below this logit a negative is easy
     a_few_rows = logits[::N//4+1]                                     # four at most
@@ -232,12 +243,12 @@ def _active_entries(logits:Tensor, targets:Tensor, settings:Settings, ignore_ind
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 # %% ../../nbs/24_ops.multi_label.ipynb #472db8c2
-def _all_in_range(y:Tensor, ignore_index:float) -> bool:
+def _all_in_range(y:Tensor, ignore_index:int) -> bool:
     "Whether all targets are in [0, 1], and none of them can be an ignored one"
     low, high = y.aminmax()
     return bool(low >= 0 and high <= 1) and not 0 <= ignore_index <= 1
 
-def checked_loss_and_gradient(z:Tensor, target:Tensor, settings:Settings, ignore_index:float,
+def checked_loss_and_gradient(z:Tensor, target:Tensor, settings:Settings, ignore_index:int,
         needs_grad:bool) -> tuple[Tensor, Tensor|None, int]:
     "Loss and gradient of entries, of any shape, whose targets are checked here; and how many of them are ignored"
     y = target.to(z.dtype)
@@ -284,19 +295,13 @@ def _loss_of_all(z:Tensor, target:Tensor, settings:Settings, ignore_index:int, n
     return _in_chunks(chunks, ignore_index, needs_grad, keep_entries)
 
 # %% ../../nbs/24_ops.multi_label.ipynb #e752cd22
-def _one_pass(z:Tensor, target:Tensor, settings:Settings, ignore_index:float, needs_grad:bool, keep_entries:bool):
+def _one_pass(z:Tensor, target:Tensor, settings:Settings, ignore_index:int, needs_grad:bool, keep_entries:bool):
     "Loss, gradient, which entries of (N, C) these are of (flat indices; None: of all), and how many are ignored"
     active = _active_entries(z, target, settings, ignore_index)
-    if active is None: loss, gradient, ignored = _loss_of_all(z, target, settings, ignore_index, needs_grad, keep_entries)
-    else: loss, gradient, ignored = _loss_of_active(z, target, settings, active, ignore_index, needs_grad)
+    args = z, target, settings
+    if active is None: loss, gradient, ignored = _loss_of_all(*args, ignore_index, needs_grad, keep_entries)
+    else: loss, gradient, ignored = _loss_of_active(*args, active, ignore_index, needs_grad)
     return loss, gradient, active, ignored
-
-def _with_infinite(z:Tensor, target:Tensor, settings:Settings, ignore_index:float, needs_grad:bool):
-    "The same for logits that may be infinite"
-    loss, gradient, ignored = _loss_of_all(finite_logits(z), target, settings, ignore_index, needs_grad, True)
-    z, y = mask_ignored(z, target, settings, ignore_index)
-    loss = loss + infinite_loss(z, *term_weights(y, settings), settings.clip, settings.eps)
-    return loss, gradient, None, ignored
 
 class OnePass(Function):
     "The loss on a CPU, its gradient computed along with it; logits and targets are (..., C)"
@@ -305,9 +310,12 @@ class OnePass(Function):
         C = input.shape[-1]
         z = widened(input).reshape(-1, C)
         target = target.reshape(-1, C)
-        args = z, target, settings, ignore_index, needs_grad
-        loss, gradient, active, ignored = _one_pass(*args, keep_entries=reduction == 'none')
-        if not loss.sum().isfinite(): loss, gradient, active, ignored = _with_infinite(*args)
+        loss, gradient, active, ignored = _one_pass(z, target, settings, ignore_index, needs_grad,
+            keep_entries=reduction == 'none')
+        total = loss.sum()
+        if total.item() >= INFINITE_FROM*torch.finfo(z.dtype).max:
+            loss = infinite_again(loss, z.dtype)
+            total = loss.sum()
         if needs_grad: ctx.save_for_backward(gradient, active)      # (N, C) and None, or (K,) and (K,)
         ctx.double_backward = double_backward
         ctx.shape = input.shape
@@ -315,7 +323,7 @@ class OnePass(Function):
         ctx.count = 1                                               # what the sum is divided by
         if reduction == 'mean': ctx.count = z.numel()-ignored
         if reduction == 'batchmean': ctx.count = len(z)
-        if reduction != 'none': return loss.sum() if ctx.count == 1 else loss.sum()/ctx.count
+        if reduction != 'none': return total if ctx.count == 1 else total/ctx.count
         if active is not None: loss = z.new_zeros(z.numel()).index_copy_(0, active, loss)
         return loss.view(input.shape)
 

@@ -64,7 +64,7 @@ def split_logit(m:float|Tensor, dtype:torch.dtype) -> tuple:
     low = (logit-high).nan_to_num(0.)                          # nan where m = 0: both are -inf
     return high, low.to(dtype)
 
-def margin_and_rest(m:float|Tensor, dtype:torch.dtype) -> tuple:
+def margin_and_rest(m:float|Tensor, dtype:torch.dtype) -> tuple[Any, Any]:
     "A margin m and 1-m; tensors in dtype, after the subtraction: rounded before it, .999 leaves .001 three digits less"
     if not isinstance(m, Tensor): return m, 1-m
     wide = m.to(torch.promote_types(m.dtype, dtype))
@@ -109,10 +109,18 @@ def _log_1m(z:Tensor, p:Tensor, q:Tensor, log_q:Tensor, p_m:Tensor, m:float|Tens
     return torch.where(m > 0, log_1m, log_q)                   # without a margin p_m is p
 
 # %% ../../nbs/22_ops.reference.ipynb #4175da70
+FAR = 2.**-20                          # of the largest number: what a gamma or a weight makes of it is finite
+
 def finite_logits(z:Tensor) -> Tensor:
-    "Logits with the largest number of their dtype in place of infinite ones; nan stays nan"
-    largest = torch.finfo(z.dtype).max
-    return z.clamp(-largest, largest)
+    "Logits with numbers in place of infinite ones, so far out that all but the loss has its limit; nan stays nan"
+    far = FAR*torch.finfo(z.dtype).max
+    return torch.where(z == math.inf, far, torch.where(z == -math.inf, -far, z))
+
+INFINITE_FROM = 2.**-28                # of the largest number: a loss from here on can only come from an infinite logit
+
+def infinite_again(loss:Tensor, dtype:torch.dtype) -> Tensor:
+    "Losses, computed in dtype with its largest number for an infinite logarithm: infinite where that shows"
+    return loss + torch.where(loss >= INFINITE_FROM*torch.finfo(dtype).max, math.inf, 0.)
 
 def infinite_part(slope:Tensor, z:Tensor) -> Tensor:
     "slope*z where slope is not 0, and 0 elsewhere, whatever z is there; the derivative by z is slope"
@@ -126,8 +134,8 @@ def infinite_loss(z:Tensor, absent:Tensor, present:Tensor, clip:float|Tensor, ep
     if eps: return 0.
     slope = torch.where((z == -math.inf) & (present > 0), -present, 0.)
     upwards = (z == math.inf) & (absent > 0)
-    if isinstance(clip, Tensor): upwards = upwards & (clip == 0)
-    if isinstance(clip, Tensor) or clip == 0: slope = torch.where(upwards, absent, slope)
+    if isinstance(clip, Tensor): slope = torch.where(upwards & (clip == 0), absent, slope)
+    elif clip == 0: slope = torch.where(upwards, absent, slope)
     return infinite_part(slope, z)
 
 # %% ../../nbs/22_ops.reference.ipynb #f6019955
@@ -145,7 +153,7 @@ def _terms(z:Tensor, gamma_neg:float|Tensor, gamma_pos:float|Tensor, clip:float|
 # %% ../../nbs/22_ops.reference.ipynb #a5b6af16
 def mean_of_known(total:Any, count:Any) -> Any:
     "total/count; nan where nothing counts, and the gradients are then zeros; tensors or JAX's arrays"
-    return total/(count + (count == 0)) + 0*count/count
+    return (count != 0)*total/(count + (count == 0)) + 0*count/count
 
 def reduce_loss(loss:Any, reduction:str, count:Any=None) -> Any:
     "Losses of entries, (..., C), or of samples, reduced; tensors or JAX's arrays. 'mean' divides by count (None: all)"
@@ -188,11 +196,6 @@ def exact_log_softmax(z:Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return log_p, k, log_rest_k
 
 # %% ../../nbs/22_ops.reference.ipynb #e7bc9271
-def far_logits(z:Tensor) -> Tensor:
-    "Logits with numbers so far out for infinite ones that a softmax over them is 0 and 1; differences stay finite"
-    far = torch.finfo(z.dtype).max/4
-    return z.clamp(-far, far)
-
 def _at_target(value:float|Tensor, z:Tensor, t:Tensor) -> Tensor:
     "What is a number, or broadcasts against z, (N, C, ...), at the classes t; t and the result are (N, 1, ...)"
     if not isinstance(value, Tensor): value = z.new_full((), value)
@@ -208,15 +211,17 @@ def _target_term(log_softmax:tuple, z:Tensor, t:Tensor, gamma_pos:float|Tensor) 
     return torch.exp(_at_target(gamma_pos, z, t)*log_1m_t)*-log_p_t
 
 def infinite_row(z:Tensor, t:Tensor, share_t:Tensor, share:float|Tensor, gamma_neg:float|Tensor) -> Tensor:
-    """What infinite logits, (N, C, ...), on the wrong side add to the loss of `far_logits`: inf, else 0; (N, 1, ...).
+    """What infinite logits, (N, C, ...), on the wrong side add to the loss of `finite_logits`; (N, 1, ...).
 
-    It is nan for a row without any class. share_t is what the target's term is multiplied by, share those of the others.
+    That is inf, else 0, and nan for a row without any class. share_t and share multiply the terms of target and others.
     """
     up = z == math.inf
     down = z == -math.inf
-    bare = torch.where(down | up, 0., share).to(z.dtype)*(gamma_neg == 0)     # shares of a bare -log p, but the target's
-    lost = bare.scatter(1, t, torch.where(up.gather(1, t), 0., share_t).to(z.dtype))
-    slope = torch.where(up, lost.sum(1, keepdim=True)/up.sum(1, keepdim=True), 0.)
+    bare = ~(down | up)                                        # classes that add a bare -log p, which may be infinite
+    if isinstance(gamma_neg, Tensor): bare = bare & (gamma_neg == 0)
+    elif gamma_neg: bare = torch.zeros_like(bare)
+    lost = (share*bare.to(z.dtype)).scatter(1, t, share_t*(~up.gather(1, t)).to(z.dtype))
+    slope = torch.where(up, lost.sum(1, keepdim=True)/up.sum(1, keepdim=True).clamp(min=1), 0.)
     added = infinite_part(torch.where(down, -lost, slope), z).sum(1, keepdim=True)
     return torch.where(down.all(1, keepdim=True), math.nan, added)
 
@@ -225,7 +230,7 @@ def _per_sample(z:Tensor, t:Tensor, gamma_pos:float|Tensor, gamma_neg:float|Tens
     "Eq. (9) for each sample of z, (N, C, ...), and the class weight of its target t; these three are (N, ...)"
     C = z.shape[1]
     t = t.unsqueeze(1)
-    finite = far_logits(z)
+    finite = finite_logits(z)
     log_softmax = exact_log_softmax(finite)
     log_p, _, _ = log_softmax
     weight_t = _at_target(weight, z, t)

@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .checks import at_least_float32, known_classes
-from .common import needs_double_backward, of_classes, pack, power, scaled, unpack, widened
+from .common import needs_double_backward, of_classes, pack, power, scaled, unpack
 from .torch_private import backward_keeps_graph
-from .reference import far_logits, infinite_row, reduce_loss, single_label_reference
-from .torch_private import backward_keeps_graph
+from .reference import FAR, reduce_loss, single_label_reference
 
 # %% ../../nbs/25_ops.single_label.ipynb #651e1e62
 BLOCK_ENTRIES = 2**19                          # logits of a block; they fit into the cache
@@ -281,16 +280,18 @@ class RowByRow(Function):
         settings = _for_rows(settings)
         index, known = _class_indices(target.reshape(N, 1, -1), C, ignore_index)
         count = _weight_of_known(index, known, settings.weight) if reduction == 'mean' else 1.
-        scale = 1/count if count else 1.                       # nothing counts: gradients are zeros
+        scale = 1/count if count else 0.                       # nothing counts: gradients are zeros
         logits = input.reshape(N, C, -1)
         loss, gradient = _loss_and_gradient_in_blocks(logits, index, known, settings, scale, needs_grad)
-        if not loss.sum().isfinite():
+        total = loss.sum()
+        if not math.isfinite(total.item()):
             loss, gradient = _by_reference(input, target, given, ignore_index, scale, needs_grad)
+            total = loss.sum()
         if needs_grad: ctx.save_for_backward(gradient)
         ctx.double_backward = double_backward
         ctx.shape = input.shape
         ctx.dtype = input.dtype
-        loss = loss.view(target.shape) if reduction == 'none' else loss.sum()*(scale if count else math.nan)
+        loss = loss.view(target.shape) if reduction == 'none' else total*(scale if count else math.nan)
         return loss.to(at_least_float32(input))
 
     @staticmethod
@@ -302,10 +303,15 @@ class RowByRow(Function):
         return scaled(gradient, grad_output).reshape(ctx.shape).to(ctx.dtype), *[None]*6
 
 # %% ../../nbs/25_ops.single_label.ipynb #91189a3b
+def _held(logits):
+    "Logits, infinite ones held at numbers so far out that their p is 0 or 1"
+    far = FAR*torch.finfo(logits.dtype).max
+    return logits.clamp(-far, far)
+
 def _exact_exp(logits, maximum, in_backward=False):
     "exp(z-b), z-b and b: the maximum of each row, (N, 1, ...), rounded up, but not in float64"
     base = maximum if logits.dtype == torch.float64 else maximum.ceil()
-    difference = -(base-logits) if in_backward else logits-base       # other words for the same
+    difference = logits+(-base) if in_backward else logits-base       # other words for the same
     exponential = torch.exp(difference)
     if logits.dtype == torch.float64: return exponential, difference, base
     return exponential*(1+(logits-(difference+base))), difference, base
@@ -315,9 +321,10 @@ def _is_target(logits, index):
     classes = torch.arange(logits.shape[1], device=logits.device, dtype=torch.int32)
     return classes.view(-1, *[1]*(logits.ndim-2)) == index.int()
 
-def _is_masked(logits):
-    "Whether a class is masked: where `far_logits` put a number for -inf"
-    return logits <= torch.finfo(logits.dtype).min/4
+def _left_out(logits, is_target, gamma):
+    "Entries whose focus is zero: the target, and masked classes; at gamma > 0 their power is zero by itself"
+    if not isinstance(gamma, Tensor) and gamma > 0: return is_target
+    return is_target | (logits <= FAR*torch.finfo(logits.dtype).min)
 
 # %% ../../nbs/25_ops.single_label.ipynb #82a059d4
 class Row(NamedTuple):
@@ -356,11 +363,9 @@ def _each_entry(logits, index, settings, row, in_backward):
         below = logits < row.maximum
         is_target = _is_target(logits, index)
     log_p = torch.where(below, difference-row.log_total.to(dtype), row.log_p_top.to(dtype))
-    masked = _is_masked(logits)
-    log_p = torch.where(masked, 0., log_p)
     share = eps/logits.shape[1]*weight
     if isinstance(share, Tensor): share = share.to(dtype)
-    focus = torch.where(is_target | masked, 0., _focus(p, log_p, gamma)*share)
+    focus = torch.where(_left_out(logits, is_target, gamma), 0., _focus(p, log_p, gamma)*share)
     return Entries(p, focus*(1+gamma*log_p), focus*log_p, below, is_target)
 
 # %% ../../nbs/25_ops.single_label.ipynb #3cd3ca37
@@ -386,7 +391,7 @@ def _sum_others(logits, index, settings, row, exponential, difference, n_top):
     else:
         scale = scale*weight
         top_focus = n_top*torch.exp(gamma*(row.log_p_top+row.log_total))
-    focus = torch.where(below & ~is_target & ~_is_masked(logits), focus, 0.)
+    focus = torch.where(below & ~_left_out(logits, is_target, gamma), focus, 0.)
     sum_focus = scale*_sum(focus)
     top_focus = scale*top_focus
     minus_below = scale*_sum(focus*difference) - row.log_total*sum_focus       # Eq. (5)
@@ -418,7 +423,8 @@ def _loss_and_sums(logits, index, settings):
     "Loss of each row, (N, 1, ...), and what its gradient needs to know of the row; index of targets, (N, 1, ...)"
     gamma_pos, _, eps, weight = settings
     C = logits.shape[1]
-    maximum = logits.amax(1, keepdim=True)
+    maximum = _held(logits.amax(1, keepdim=True))
+    logits = _held(logits)
     exponential, difference, base = _exact_exp(logits, maximum)
     row, q_top, n_top = _softmax_of_rows(logits, maximum, exponential, base)
     target, is_top = _target_of_rows(logits, index, row, q_top, base)
@@ -439,8 +445,22 @@ def _gradient_from_sums(logits, index, settings, row, sums):
     return torch.where(is_target, at_target, gradient)
 
 def _as_computed(input, gamma_neg):
-    "Finite logits in what a compiler computes them in: float32 at least, float64 for powers that are no multiplications"
-    return far_logits(input.to(at_least_float32(input) if _is_product(gamma_neg) else torch.float64))
+    "Logits in what a compiler computes in: at least float32, float64 for powers that are no multiplications"
+    return input.to(at_least_float32(input) if _is_product(gamma_neg) else torch.float64)
+
+def _any_bare(gamma):
+    "Whether some class has no focusing: what it adds is then infinite where another class is certain"
+    return (gamma == 0).any() if isinstance(gamma, Tensor) else gamma == 0
+
+def _with_infinite_rows(loss, logits, index, settings, maximum):
+    "The loss, (N, 1, ...), where infinite logits make it infinite, or nan in a row without any class"
+    _, gamma_neg, eps, weight = settings
+    far = FAR*torch.finfo(logits.dtype).max
+    target = _held(logits.gather(1, index))
+    lost = (target == -far) | (maximum == far) & (target < far)
+    if eps: lost = lost | (maximum == far) & _any_bare(gamma_neg)
+    loss = torch.where(lost & (of_classes(weight, index) > 0), math.inf, loss)
+    return torch.where(maximum == -far, math.nan, loss)
 
 # %% ../../nbs/25_ops.single_label.ipynb #6bdc5bfe
 class CompiledRows(Function):
@@ -448,12 +468,11 @@ class CompiledRows(Function):
     @staticmethod
     def forward(ctx, input, index, known, *settings):
         settings = SingleLabelSettings(*settings)
-        loss, row, sums = _loss_and_sums(_as_computed(input, settings.gamma_neg), index, settings)
+        logits = _as_computed(input, settings.gamma_neg)
+        loss, row, sums = _loss_and_sums(logits, index, settings)
         tensors, ctx.rest = pack(settings)
         ctx.save_for_backward(input, index, known, *row, *sums, *tensors)
-        _, gamma_neg, eps, weight = settings
-        share = eps/input.shape[1]
-        loss = loss + infinite_row(widened(input), index, (1-eps+share)*of_classes(weight, index), share*weight, gamma_neg)
+        loss = _with_infinite_rows(loss, logits, index, settings, row.maximum)
         return torch.where(known, loss, 0.)
 
     @staticmethod
@@ -462,7 +481,7 @@ class CompiledRows(Function):
         row = Row(*saved[:4])                                  # both records have four fields
         sums = Sums(*saved[4:8])
         settings = SingleLabelSettings(*unpack(saved[8:], ctx.rest))
-        logits = _as_computed(input, settings.gamma_neg)
+        logits = _held(_as_computed(input, settings.gamma_neg))
         gradient = _gradient_from_sums(logits, index, settings, row, sums)*grad_output.to(logits.dtype)
         return torch.where(known, gradient, 0.).to(input.dtype), *[None]*6
 

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import raise_where
+from .checks import count_known, highest_precision, pinned, raise_where
 from .common import Settings, of_classes, per_class, times
-from .multi_label import (checked_loss_and_gradient, loss_and_gradient, mask_ignored, negative_term,
-    settings_of_entries, sigmoids)
+from .multi_label import (EASIEST_LOGIT, checked_loss_and_gradient, loss_and_gradient, mask_ignored,
+    negative_term, settings_of_entries, sigmoids)
 from .reference import split_logit
 from .torch_private import stored_entries
 
@@ -39,7 +39,7 @@ def _indexed_entries(target, shape, C):
     takes_indices = not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool)
     if not takes_indices or target.shape[:-1] != shape:
         raise ValueError(f'target: got {target.dtype} of shape {tuple(target.shape)}, needs class indices '
-            f'{(*shape, "K")}, or labels {(*shape, C)} as float or bool')
+            f'{(*shape, "K")}, or labels {(*shape, C)} as float or bool, or with target_kind="labels"')
     classes = target.long().reshape(shape.numel(), target.shape[-1])
     raise_where((classes < -1) | (classes >= C), classes, 'target', f'class indices in [0, {C}), or -1 for none')
     rows = torch.arange(len(classes), device=classes.device).view(-1, 1).expand_as(classes)
@@ -74,11 +74,11 @@ class Listed(NamedTuple):
 
     def write(self, shape:torch.Size) -> Tensor:
         "The labels of all entries, in the buffer"
-        return self.buffer[:shape.numel()].view(shape).put_(self.places, self.labels)
+        return self.buffer[:shape.numel()].index_copy_(0, self.places, self.labels).view(shape)
 
     def erase(self):
         "Make the buffer zeros again"
-        self.buffer.put_(self.places, torch.zeros_like(self.labels))
+        self.buffer.index_fill_(0, self.places, 0)
 
 # %% ../../nbs/27_ops.tiles.ipynb #fb072876
 class _Band(NamedTuple):
@@ -96,11 +96,13 @@ def _sorted_band(entries, rows, C, classes_of_tile):
     beyond = C*N
     keys, order = torch.where(inside, column*N+row-rows.start, beyond).sort()
     raise_where((keys[1:] == keys[:-1]) & (keys[1:] < beyond), keys[1:]//N, 'target',
-        'a class at most once in a row (labels 0 and 1 of all classes: as float or bool)')
+        'a class at most once in a row (labels 0 and 1 of all classes: as float or bool, or target_kind="labels")')
     ends = torch.tensor([*range(0, C, classes_of_tile), C], device=keys.device)*N
     return _Band(N, keys, labels[order], torch.searchsorted(keys, ends).tolist())
 
 # %% ../../nbs/27_ops.tiles.ipynb #f9bb99f7
+ZERO_IS_UNKNOWN = 'ignore_index: got 0, needs another number: in a sparse target all that is not listed has the label 0'
+
 class ListedLabels:
     "Labels of tiles, of a target (*shape, K) or (*shape, C) that lists entries: those of a tile lie together"
     def __init__(self, target:Tensor, shape:torch.Size, C:int, ignore_index:int, tiling:Tiling):
@@ -109,8 +111,8 @@ class ListedLabels:
         self.tiling = tiling
         self.bands = [_sorted_band(entries, rows, C, tiling.classes) for rows in slices(shape.numel(), tiling.rows)]
         self.buffer = labels.new_zeros(tiling.rows*min(tiling.classes, C))
-        self.known = shape.numel()*C
-        if labels.dtype != torch.bool: self.known = self.known-(labels == ignore_index).sum()
+        if ignore_index == 0 and labels.dtype != torch.bool: raise ValueError(ZERO_IS_UNKNOWN)
+        self.known = shape.numel()*C - labels.numel() + count_known(labels, ignore_index)
 
     def count(self) -> int|Tensor:
         "How many entries are known"
@@ -138,7 +140,7 @@ class DenseLabels:
         "How many entries are known"
         if self.target.dtype == torch.bool: return self.target.numel()
         rows = max(1, COUNTED_AT_ONCE//max(self.target.shape[1], 1))
-        return sum((part != self.ignore_index).sum() for part in self.target.split(rows))
+        return sum(count_known(part, self.ignore_index) for part in self.target.split(rows))
 
     def tile(self, rows:slice, classes:slice) -> Tensor:
         "The labels of a tile"
@@ -179,8 +181,6 @@ def _search(logits, margin, most):
     return None if len(active) > most*N*C else active
 
 # %% ../../nbs/27_ops.tiles.ipynb #01c34e24
-FAR_ABOVE = 1e30                       # is added to the logit of a positive, which is then above every margin
-
 def active_entries(
     logits:Tensor, labels:Tensor|Listed, settings:Settings, most:float=MOST_ACTIVE_IN_TILE,
 ) -> Tensor|None:
@@ -188,12 +188,12 @@ def active_entries(
     no_margin = not isinstance(settings.clip, Tensor) and settings.clip == 0
     if settings.smoothing or no_margin or logits.is_cuda: return None
     margin, _ = split_logit(settings.clip, logits.dtype)
-    if isinstance(labels, Tensor):
-        return _search(logits.add(labels.to(logits.dtype).abs(), alpha=FAR_ABOVE), margin, most)
-    kept = logits.take(labels.places)
-    logits.put_(labels.places, torch.full_like(kept, math.inf))
+    if isinstance(labels, Tensor): return _search(torch.where(labels.bool(), math.inf, logits), margin, most)
+    flat = logits.view(-1)
+    kept = flat.take(labels.places)
+    flat.index_fill_(0, labels.places, math.inf)
     active = _search(logits, margin, most)
-    logits.put_(labels.places, kept)
+    flat.index_copy_(0, labels.places, kept)
     return active
 
 # %% ../../nbs/27_ops.tiles.ipynb #6eaa22b2
@@ -214,6 +214,16 @@ def _negatives(logits, settings, needs_grad):
     loss = times(settings.weight, loss)
     return loss, times(settings.weight, gradient) if needs_grad else None
 
+# %% ../../nbs/27_ops.tiles.ipynb #25b39ff6
+def _loss_of_entries(logits, target, options):
+    "Loss and gradient, elementwise; labels are checked, but not by compilers. Without a target all are 0"
+    settings, ignore_index, needs_grad, _ = options
+    if target is None: return _negatives(logits, settings, needs_grad)
+    if torch.compiler.is_compiling():
+        return loss_and_gradient(*mask_ignored(logits, target, settings, ignore_index), settings, needs_grad)
+    loss, gradient, _ = checked_loss_and_gradient(logits, target, settings, ignore_index, needs_grad)
+    return loss, gradient
+
 # %% ../../nbs/27_ops.tiles.ipynb #5d0c7b21
 ENTRIES_OF_A_THREAD = 30_000           # of a block: a temporary of float32 stays below 128 KiB, and malloc keeps those
 
@@ -221,38 +231,39 @@ def _block_size():
     "How many entries are computed together"
     return ENTRIES_OF_A_THREAD*torch.get_num_threads()
 
+def _summed(loss):
+    "The sum of losses, in the precision in which sums are added up"
+    return loss.sum().to(highest_precision(loss))
+
 def _active_in_blocks(logits, target, active, options):
     "Loss of the active entries, summed, and the gradient of each"
-    total = logits.new_zeros((), dtype=torch.float64)
+    total = logits.new_zeros((), dtype=highest_precision(logits))
     gradients = []
     for places in active.split(_block_size()):
         settings = settings_of_entries(options.settings, places, logits.shape[1])
-        loss, gradient, _ = checked_loss_and_gradient(logits.take(places), target.take(places), settings,
-            options.ignore_index, options.needs_grad)
-        total += loss.sum().double()
+        loss, gradient = _loss_of_entries(logits.take(places), target.take(places), options._replace(settings=settings))
+        total += _summed(loss)
         if options.needs_grad: gradients.append(gradient)
     return total, torch.cat(gradients) if options.needs_grad else None
 
 # %% ../../nbs/27_ops.tiles.ipynb #a5e0a25f
 def _all_in_blocks(logits, target, options):
     "Loss of all entries, summed; the gradient takes the place of the logits. Without a target all labels are 0"
-    total = logits.new_zeros((), dtype=torch.float64)
+    total = logits.new_zeros((), dtype=highest_precision(logits))
     for rows in slices(len(logits), max(1, _block_size()//logits.shape[1])):
-        if target is None: loss, gradient = _negatives(logits[rows], options.settings, options.needs_grad)
-        else: loss, gradient, _ = checked_loss_and_gradient(logits[rows], target[rows], options.settings,
-            options.ignore_index, options.needs_grad)
-        total += loss.sum().double()
+        loss, gradient = _loss_of_entries(logits[rows], None if target is None else target[rows], options)
+        total += _summed(loss)
         if options.needs_grad: logits[rows] = gradient
     return total
 
 # %% ../../nbs/27_ops.tiles.ipynb #5d0c7b22
-def _all_at_once(logits, target, settings, ignore_index, needs_grad):
+def _all_at_once(logits, target, options):
     "Loss of each row; the gradient takes the place of the logits: for compilers. Without a target all labels are 0"
-    if target is None: loss, gradient = _negatives(logits, settings, needs_grad)
-    else:
-        known = mask_ignored(logits, target, settings, ignore_index)
-        loss, gradient = loss_and_gradient(*known, settings, needs_grad)
-    if needs_grad: logits.copy_(gradient)
+    numbers = {name: pinned(value) for name, value in options.settings._asdict().items()
+        if not isinstance(value, (Tensor, bool))}
+    options = options._replace(settings=options.settings._replace(**numbers))
+    loss, gradient = _loss_of_entries(logits, target, options)
+    if options.needs_grad: logits.copy_(gradient)
     return loss.sum(1)
 
 @lru_cache
@@ -267,24 +278,22 @@ def _all_known(target):
     return (low >= 0 and high <= 1).item()
 
 # %% ../../nbs/27_ops.tiles.ipynb #dfbebe30
-NO_LOSS = -1e4                         # a logit that as a negative has neither loss nor gradient
-
 def _all_entries(logits, target, options):
     "Loss of all entries, summed; the gradient takes the place of the logits"
     if not (options.compiled and _all_known(target)): return _all_in_blocks(logits, target, options)
-    settings, ignore_index, needs_grad, _ = options
-    if not isinstance(settings.weight, Tensor) and settings.weight != 1:    # a number would be compiled in
-        settings = settings._replace(weight=logits.new_tensor(settings.weight))
-    return _compiled_at_once()(logits, target, settings, ignore_index, needs_grad).double().sum()
+    weight = options.settings.weight
+    if not isinstance(weight, Tensor) and weight != 1:                      # a number would be compiled in
+        options = options._replace(settings=options.settings._replace(weight=logits.new_tensor(weight)))
+    return _summed(_compiled_at_once()(logits, target, options).to(highest_precision(logits)))
 
 def _all_but_listed(logits, listed, options):
     "The same with listed labels: their entries are computed apart, and all others have the label 0"
+    flat = logits.view(-1)
     settings = settings_of_entries(options.settings, listed.places, logits.shape[1])
-    loss, gradient, _ = checked_loss_and_gradient(logits.take(listed.places), listed.labels, settings,
-        options.ignore_index, options.needs_grad)
-    logits.put_(listed.places, logits.new_full(listed.places.shape, NO_LOSS))
-    total = loss.sum().double() + _all_entries(logits, None, options)
-    if options.needs_grad: logits.put_(listed.places, gradient)
+    loss, gradient = _loss_of_entries(flat.take(listed.places), listed.labels, options._replace(settings=settings))
+    flat.index_fill_(0, listed.places, EASIEST_LOGIT)
+    total = _summed(loss) + _all_entries(logits, None, options)
+    if options.needs_grad: flat.index_copy_(0, listed.places, gradient)
     return total
 
 # %% ../../nbs/27_ops.tiles.ipynb #db2106f5
@@ -366,7 +375,8 @@ def _column_products(tile, buffer, rows, classes, gradient, counts):
     active = counts.nonzero().view(-1)
     column = (counts > 0).cumsum(0)-1                              # of a class, its place among the active ones
     columns = buffer.view(-1)[:N*len(active)].zero_().view(N, len(active))
-    _dense_products(tile, columns.put_(rows*len(active)+column[classes], gradient), active)
+    columns.view(-1).index_copy_(0, rows*len(active)+column[classes], gradient)
+    _dense_products(tile, columns, active)
 
 def tile_products(tile:Tile, logits:Tensor, active:Tensor|None, gradient:Tensor) -> str:
     "Add the gradients of a tile, given what `tile_loss` found; says which way was the cheapest; logits are overwritten"
@@ -383,7 +393,8 @@ def tile_products(tile:Tile, logits:Tensor, active:Tensor|None, gradient:Tensor)
         _sparse_products(tile, rows, classes, gradient, counts)
         return 'sparse'
     if active_classes > NEARLY_ALL*C:
-        _dense_products(tile, logits.zero_().put_(active, gradient))
+        logits.zero_().view(-1).index_copy_(0, active, gradient)
+        _dense_products(tile, logits)
         return 'dense'
     _column_products(tile, logits, rows, classes, gradient, counts)
     return 'columns'

@@ -9,7 +9,7 @@ __all__ = []
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
@@ -33,11 +33,13 @@ _keys = getattr(torch._C, '_TorchDispatchModeKey', None)
 
 def _traced_by_fx() -> bool:
     "Whether make_fx writes down what happens"
-    return _mode is not None and _mode(_keys.PROXY) is not None
+    return _mode is not None and _keys is not None and _mode(_keys.PROXY) is not None
 
 def values_hidden(x:Tensor) -> bool:
     "Whether nobody may look at the values of x: on meta, fake, or under a transform or a tracer"
-    return x.is_meta or isinstance(x, FakeTensor) or functorch_active() or _traced_by_fx()
+    if x.is_meta or functorch_active(): return True
+    if torch.compiler.is_compiling(): return False               # it keeps what looks at values in its graph
+    return isinstance(x, FakeTensor) or _traced_by_fx()
 
 # %% ../../nbs/21_ops.torch_private.ipynb #bfcaabdd
 _autograd = getattr(torch._C, '_autograd', None)
@@ -72,24 +74,13 @@ def stored_entries(sparse:Tensor) -> tuple[Tensor, Tensor]:
     "Indices and values that a COO tensor holds, whether it is coalesced or not; writing to them changes it"
     return sparse._indices(), sparse._values()
 
-# %% ../../nbs/21_ops.torch_private.ipynb #6c6536bf
-class KeepsDtypes(nn.Module):
-    "A module whose tensors go to another device with it, and keep their dtypes whatever casts it"
-    def _apply(self, fn, recurse=True):
-        def moved(tensor):
-            try: out = fn(tensor)
-            except TypeError:                                    # MPS has no float64
-                if tensor.dtype != torch.float64: raise
-                return fn(tensor.float())
-            return out if out.dtype == tensor.dtype else tensor.to(out.device)
-        return super()._apply(moved, recurse)
-
 # %% ../../nbs/21_ops.torch_private.ipynb #3f0a976b
 _version = tuple(int(part) for part in torch.__version__.split('.')[:2])
 _expm1_compiles = _version >= (2, 14)
 
 def one_minus_exp(x:Tensor) -> Tensor:
-    "1-exp(-x), exact for small x too, compiled or not"
-    if _expm1_compiles or not torch.compiler.is_compiling(): return -torch.expm1(-x)
+    "1-exp(-x), exact for small x too, compiled or not; an ONNX file that torch.jit writes knows no expm1"
+    as_tanh = torch.jit.is_tracing() or not _expm1_compiles and torch.compiler.is_compiling()   # pyright: ignore[reportPrivateImportUsage]
+    if not as_tanh: return -torch.expm1(-x)
     half = torch.tanh(x*.5)
     return 2*half/(1+half)

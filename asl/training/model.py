@@ -130,4 +130,5 @@ def start_at_prior(
         raise Refused('--model: its last layer has no bias of one number a class; pass --no_prior')
     loss = meaning(settings)
     assert isinstance(loss, AsymmetricLossMultiLabel)
-    init_prior_(last, class_prior(targets), loss)
+    try: init_prior_(last, class_prior(targets), loss)
+    except ValueError as e: raise Refused(f'{e}; or pass --no_prior') from None

@@ -60,7 +60,8 @@ class Many(Case):
             z, y = self.logits[place].item(), min(max(float(self.target[place].item()), 0.), 1.)
             given = {name: self.of(name, default, place[-1]) for name, default in names.items()}
             loss, gradient = oracle.multi_entry(z, y, **given, detach=detach)
-            both = [oracle.multi_entry(z, one, **{**given, 'smoothing': 0.}, detach=detach)[1] for one in (0., 1.)]   # times weights
+            bare = given | dict(smoothing=0.)
+            both = [oracle.multi_entry(z, label, **bare, detach=detach)[1] for label in (0., 1.)]   # times the weights
             s = given['smoothing']
             y = y*(1-s) + s/2
             out[(0, *place)] = float(loss)
@@ -96,11 +97,14 @@ far = torch.tensor([-1e4, -300., -90., -20., 20., 90., 1e4], dtype=torch.float64
 near = edge + torch.tensor([-1e-2, -1e-6, 0., 1e-7, 1e-4, 1e-2, 1.], dtype=torch.float64).expand(N, C)
 one_of_each = torch.tensor([[1., 0.]]).repeat(3, 4)[:, :C].repeat(2, 1).double()
 one_of_each[::2] = 1-one_of_each[::2]
-per_class = dict(gamma_neg=torch.tensor([0., .3, 1., 2., 4., 7., 2.5]), gamma_pos=torch.tensor([0., 2., .5, 1., 0., 3., 1.]),
+per_class = dict(gamma_neg=torch.tensor([0., .3, 1., 2., 4., 7., 2.5]),
+    gamma_pos=torch.tensor([0., 2., .5, 1., 0., 3., 1.]),
     clip=torch.tensor([0., .01, .05, .2, .5, .9, .999]))
 masked = z.clone()
 masked[:, 2] = -inf
 masked[:, 5] = inf
+right = torch.where(masked == inf, 1., torch.where(masked == -inf, 0., y))
+wrong = torch.where(masked == inf, 0., torch.where(masked == -inf, 1., y))
 sides = torch.tensor([0., 1., 0., 1., 0., 1., 0.]).double().expand(N, C)
 
 MANY = [
@@ -135,12 +139,11 @@ MANY = [
     Many('mostly easy', z-9, hard(N, C, share=.05)),
     Many('one class', z[:, :1], y[:, :1]),
     Many('one entry', z[:1, :1], y[:1, :1]),
-    Many('right at infinity', masked, torch.where(masked == inf, 1., torch.where(masked == -inf, 0., y))),
-    Many('wrong at infinity', masked, torch.where(masked == inf, 0., torch.where(masked == -inf, 1., y))),
-    Many('right at infinity without a margin', masked, torch.where(masked == inf, 1., torch.where(masked == -inf, 0., y)),
-        dict(clip=0., gamma_neg=2.)),
-    Many('wrong at infinity without a margin', masked, torch.where(masked == inf, 0., torch.where(masked == -inf, 1., y)),
-        dict(clip=0., gamma_pos=0., weight=each)),
+    Many('right at infinity', masked, right),
+    Many('wrong at infinity', masked, wrong),
+    Many('right at infinity without a margin', masked, right, dict(clip=0., gamma_neg=2.)),
+    Many('wrong at infinity without a margin', masked, wrong, dict(clip=0., gamma_pos=0., weight=each)),
+    Many('wrong at infinity, large gammas', masked, wrong, dict(clip=0., gamma_neg=9., gamma_pos=9., pos_weight=50.)),
     Many('clamped at infinity', masked, sides, dict(eps=1e-3, clip=0.), needing('eps')),
     Many('between at infinity', masked, soft(N, C), dict(clip=torch.tensor(.1)), needing('soft')),
     Many('unknown at infinity', masked, some(y, -100., share=1.), {}, needing('unknown')),

@@ -1,6 +1,6 @@
 """What both losses and the posterior are, in 50 digits: the formulas of the paper written down once more, entry by
 entry, and at infinite logits their limits. Nothing of asl is used here."""
-from functools import lru_cache
+from functools import cache
 
 import mpmath
 from mpmath import inf, mpf
@@ -15,8 +15,8 @@ def _sigmoid(z):
 def _power(base, gamma): return ONE if gamma == 0 else base**gamma
 
 def _focused(x, log_loss, gamma, most, detach):
-    """x**gamma times a loss that is clamped; and what its derivative is made of: the factor of the loss's own derivative,
-    and what the derivative of x is multiplied by"""
+    """x**gamma times a loss that is clamped; and what its derivative is made of: the factor of the loss's own
+    derivative, and what the derivative of x is multiplied by"""
     clamped = min(log_loss, most)
     focus = _power(x, gamma)
     inner = focus if log_loss <= most else ZERO
@@ -31,19 +31,20 @@ def _softplus(z):
 
 def _most(eps): return inf if not eps else -mpmath.log(mpf(eps))
 
-@lru_cache(maxsize=None)
+@cache
 def _positive(z, gamma, eps, detach):
     "L+ of a logit, and minus its derivative"
     p, q = _sigmoid(z), _sigmoid(-z)
     loss, inner, outer = _focused(q, _softplus(-z), gamma, _most(eps), detach)
     return loss, inner*q + _times(p*q, outer)
 
-@lru_cache(maxsize=None)
+@cache
 def _negative(z, gamma, m, eps, detach):
     "L- of a logit, and its derivative"
     p, q, m = _sigmoid(z), _sigmoid(-z), mpf(m)
     if p <= m: return ZERO, ZERO
-    log_loss = _softplus(z) if m == 0 else -mpmath.log1p(-(p-m))
+    if m == 0: log_loss = _softplus(z)
+    else: log_loss = -mpmath.log(q+m) if p-m > .5 else -mpmath.log1p(-(p-m))
     loss, inner, outer = _focused(p-m, log_loss, gamma, _most(eps), detach)
     return loss, inner*(p if m == 0 else p*q/(q+m)) + _times(p*q, outer)
 

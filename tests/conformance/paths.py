@@ -1,7 +1,8 @@
 """Every way in which asl computes a loss, each as one entry of a table. A new way is a new entry, and gets every law.
 
-What stands in `lacks` a path does not offer, and then a law asks nothing of it: 'none' (that reduction), 'half', 'eps', 'soft'
-and 'unknown' targets, 'dtypes' of targets, 'second' derivatives, 'target' gradients, 'raises' (nan instead of an error)."""
+What stands in `lacks` a path does not offer, and then a law asks nothing of it: 'none' (that reduction), 'float64',
+'half', 'eps', 'soft' and 'unknown' targets, 'dtypes' of targets, 'layouts', 'second' derivatives, 'target' gradients,
+'raises' (nan instead of an error). What lacks 'slow' is slow, and is asked the values alone."""
 import os
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,8 @@ from torch.autograd import Function
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import parallelize_module
+from triton import language as tl
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 import asl
 from asl.distributed import ClassParallel, class_parallel_loss
@@ -50,11 +53,13 @@ class Path:
 # Losses of whole logits
 def compiled(loss, backend='aot_eager'):
     "A loss by torch.compile; aot_eager traces as the real compiler does, and writes no code"
-    @cache
-    def compile(): return torch.compile(loss, backend=backend, fullgraph=True)
+    compiled = torch.compile(loss, backend=backend, fullgraph=True)
+    last = []
     def run(*args, **settings):
-        torch.compiler.reset()
-        return compile()(*args, **settings)
+        now = [str(settings), *[(x.shape, x.stride(), x.dtype) for x in args]]
+        if last != now: torch.compiler.reset()                 # each case as a program of its own would have it
+        last[:] = now
+        return compiled(*args, **settings)
     return run
 
 def transformed(loss):
@@ -73,11 +78,14 @@ class _Given(Function):
     @staticmethod
     def backward(ctx, cotangent): return ctx.pullback(cotangent), None, None, None
 
-def kernels(which):
-    "The Triton kernels, by the interpreter: on a CPU, where asl itself would not take them"
-    def run(z, target, **settings):
-        with mock.patch.object(dispatch, 'backend', lambda *_: 'triton'): return getattr(asl, which)(z, target, **settings)
-    return run
+# Triton's interpreter runs the kernels on a CPU. It cuts bits off where float32 becomes bfloat16; a GPU rounds, as here
+_cast_by_interpreter = InterpreterBuilder.cast_impl
+
+def cast_as_a_gpu(self, src, dst_type):
+    cuts = src.dtype.scalar == tl.float32 and dst_type.scalar == tl.bfloat16
+    if not cuts: return _cast_by_interpreter(self, src, dst_type)
+    bits = torch.from_numpy(src.data).bfloat16().view(torch.int16).numpy().view('uint16')
+    return TensorHandle(bits, dst_type.scalar)
 
 def in_jax(which):
     "The function of asl.jax"
@@ -105,6 +113,7 @@ BUDGET = 2**12                                 # bytes: several tiles even of fe
 
 def as_head(z):
     "Hidden (N, D) and weight (C, D) whose product is z, (N, C)"
+    if not len(z): return z.new_zeros(0, 1), z.new_zeros(z.shape[1], 1)+z.sum()
     eye = torch.eye(len(z), dtype=z.dtype)
     return eye, z.mT.contiguous()
 
@@ -128,7 +137,8 @@ def stored(target, layout):
     return target.to_sparse() if layout == 'coo' else target.to_sparse_csr()
 
 def head(z, target, *, convert=lambda target: target, weight=None, **settings):
-    return asl.linear_asymmetric_loss(*as_head(z), None, convert(target), class_weight=weight, budget=BUDGET, **settings)
+    settings |= dict(class_weight=weight, budget=BUDGET)
+    return asl.linear_asymmetric_loss(*as_head(z), None, convert(target), **settings)
 
 @cache
 def mesh():
@@ -136,10 +146,12 @@ def mesh():
     if not dist.is_initialized(): dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
     return init_device_mesh('cpu', (1,))
 
-def divided_head(z, target, *, weight=None, **settings):
+def divided_head(z, target, **settings):
     "A head whose classes are divided among the processes of a mesh"
     def value_and_gradient(z, target, settings):
         hidden, of_classes = as_head(z)
+        settings = dict(settings)
+        weight = settings.pop('weight', None)
         whole = asl.LinearAsymmetricLoss(*reversed(of_classes.shape), bias=False, dtype=z.dtype, class_weight=weight,
             budget=BUDGET, **settings)
         with torch.no_grad(): whole.weight.copy_(of_classes)
@@ -147,7 +159,7 @@ def divided_head(z, target, *, weight=None, **settings):
         value = divided(hidden, target)
         def back(cotangent):
             gradient, = torch.autograd.grad(value, divided.weight, cotangent)
-            return gradient.to_local().mT
+            return gradient.to_local().mT[:len(z)]
         return value, back
     return _Given.apply(z, value_and_gradient, target, settings)
 
@@ -158,10 +170,16 @@ def divided_logits(which, dim):
         return class_parallel_loss(which(**settings), logits, target)
     return run
 
+def on_a_gpu(*args) -> str:
+    "What would compute there what is on a CPU here; by Triton's interpreter"
+    return 'plain' if dispatch._needs_reference(*args) else 'triton'
+
 def lacking(*features:str) -> frozenset: return frozenset(features)
 
-_HEAD = lacking('none', 'second', 'target', 'half exact', 'dtypes', 'layouts')
+_HEAD = lacking('none', 'second', 'target', 'dtypes', 'layouts')
+_indices = partial(head, convert=listed, target_kind='indices')
 _PLAIN = ((dispatch, 'backend', lambda *_: 'plain'),)
+_TRITON = ((dispatch, 'backend', on_a_gpu), (InterpreterBuilder, 'cast_impl', cast_as_a_gpu))
 _SEARCH = ((multi_label, 'SEARCH_FROM', 0), (multi_label, 'MOST_ACTIVE', 2.))
 _BLOCKS = ((multi_label, 'CACHE_ENTRIES', 16),)
 _multi, _single = asl.asymmetric_loss_multi_label, asl.asymmetric_loss_single_label
@@ -174,10 +192,10 @@ MULTI = [
     Path('plain', _multi, _PLAIN),
     Path('torch.func', transformed(_multi), (), lacking('second', 'target', 'raises')),
     Path('compiler', compiled(_multi), (), lacking('second', 'target')),
-    Path('triton', kernels('asymmetric_loss_multi_label'), (), lacking('float64')),
+    Path('triton', _multi, _TRITON, lacking('float64')),
     Path('jax', in_jax('asymmetric_loss_multi_label'), (), lacking('eps', 'second', 'target', 'raises', 'layouts')),
     Path('head, dense', of_rows(head), (), _HEAD),
-    Path('head, indices', of_rows(partial(head, convert=listed)), (), _HEAD | {'soft', 'unknown', 'raises'}),
+    Path('head, indices', of_rows(_indices), (), _HEAD | {'soft', 'unknown', 'raises'}),
     Path('head, COO', of_rows(partial(head, convert=partial(stored, layout='coo'))), (), _HEAD | {'unknown 0'}),
     Path('head, CSR', of_rows(partial(head, convert=partial(stored, layout='csr'))), (), _HEAD | {'unknown 0'}),
     Path('head, compiled', of_rows(partial(head, compiled=True)), (), _HEAD | {'slow'}),
@@ -192,7 +210,7 @@ SINGLE = [
     Path('plain', _single, _PLAIN),
     Path('torch.func', transformed(_single), (), lacking('second', 'raises')),
     Path('compiler', compiled(_single), (), lacking('second')),
-    Path('triton', kernels('asymmetric_loss_single_label'), (), lacking('float64')),
+    Path('triton', _single, _TRITON, lacking('float64')),
     Path('jax', in_jax('asymmetric_loss_single_label'), (), lacking('second', 'raises', 'layouts')),
     Path('divided logits', divided_logits(asl.AsymmetricLossSingleLabel, 1), (), lacking('none', 'second')),
 ]
