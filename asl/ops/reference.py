@@ -56,13 +56,14 @@ def _constant_logit(m, dtype):
     return split_logit_of_number(m, dtype)
 
 # %% ../../nbs/22_ops.reference.ipynb #4eef5aff
+LOWEST_LOGIT = -1e30                   # of no margin: below all logits, but not as -inf, which is no distance from -inf
+
 def split_logit(m:float|Tensor, dtype:torch.dtype) -> tuple:
     "The logit of a margin as high + low: of a number two numbers, of a tensor two tensors of its shape, in dtype"
     if not isinstance(m, Tensor): return _constant_logit(m, dtype)
-    logit = torch.special.logit(m.to(highest_precision(m)))
+    logit = torch.special.logit(m.to(highest_precision(m))).clamp(min=LOWEST_LOGIT)
     high = logit.to(dtype)
-    low = (logit-high).nan_to_num(0.)                          # nan where m = 0: both are -inf
-    return high, low.to(dtype)
+    return high, (logit-high).to(dtype)
 
 def margin_and_rest(m:float|Tensor, dtype:torch.dtype) -> tuple[Any, Any]:
     "A margin m and 1-m; tensors in dtype, after the subtraction: rounded before it, .999 leaves .001 three digits less"

@@ -144,6 +144,8 @@ MANY = [
     Many('right at infinity without a margin', masked, right, dict(clip=0., gamma_neg=2.)),
     Many('wrong at infinity without a margin', masked, wrong, dict(clip=0., gamma_pos=0., weight=each)),
     Many('wrong at infinity, large gammas', masked, wrong, dict(clip=0., gamma_neg=9., gamma_pos=9., pos_weight=50.)),
+    Many('right at infinity, no margin as a tensor', masked, right, dict(clip=torch.zeros(C))),
+    Many('wrong at infinity, no margin as a tensor', masked, wrong, dict(clip=torch.zeros(()), gamma_neg=0.)),
     Many('clamped at infinity', masked, sides, dict(eps=1e-3, clip=0.), needing('eps')),
     Many('between at infinity', masked, soft(N, C), dict(clip=torch.tensor(.1)), needing('soft')),
     Many('unknown at infinity', masked, some(y, -100., share=1.), {}, needing('unknown')),
