@@ -277,9 +277,8 @@ def _divided(logits, dim):
 # %% ../nbs/05_distributed.ipynb #d806c677
 def _check_class_dim(loss, logits):
     "Classes are divided along the last dimension, so that has to be theirs"
-    class_dim = getattr(loss, 'class_dim', -1)
-    if class_dim not in (-1, logits.ndim-1):
-        raise ValueError(f'loss: got class_dim={class_dim}, needs -1, and logits (..., C) divided by Shard(-1)')
+    if loss.class_dim not in (-1, logits.ndim-1):
+        raise ValueError(f'loss: got class_dim={loss.class_dim}, needs -1, and logits (..., C) divided by Shard(-1)')
 
 def _multi_label(loss, logits, target):
     "`class_parallel_loss` of many labels"

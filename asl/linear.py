@@ -465,7 +465,6 @@ def link_settings(loss:nn.Module) -> dict[str,Any]:
 def head_settings(loss:AsymmetricLossMultiLabel) -> dict[str,Any]:
     "The settings of a multi-label loss by name, as `linear_asymmetric_loss` takes them: its weight is the head's"
     given = loss.settings()
-    given.pop('class_dim', None)                           # a head's classes are the last dimension of its logits
     given['class_weight'] = given.pop('weight')
     return given
 

@@ -42,7 +42,7 @@ def _log(value):
 def _log_odds(z, link):
     "Eq. (4) of logits (..., C): -inf where p <= m"
     gamma_neg, gamma_pos, clip, pos_weight, _, detach = link
-    z = finite_logits(z)                                       # the largest number has the limit of what is beyond
+    z = finite_logits(z)                                       # infinite ones have the limit that is reached there
     log_p = -softplus(-z)
     log_q = -softplus(z)
     _, log_p_m, log_1m, easy = shifted(z, clip)
@@ -248,7 +248,7 @@ def threshold(probability:float|Tensor=.5, **kwargs:Unpack[LinkSettings]) -> flo
     -------
     float or Tensor
         A score sigmoid(logit), between 0 and 1; a number for a number, unless settings are per class. As a logit it is
-        `prior_logit(probability)`.
+        `prior_logit(probability)`, where that is not refused.
 
     Raises
     ------
