@@ -98,11 +98,15 @@ class _Sums(NamedTuple):
         return Tile(hidden, weight, hidden_grad, self.weight, self.bias, self.is_active)
 
 # %% ../nbs/04_linear.ipynb #cacc69be
+def _sums_like(tensor:Tensor) -> Tensor:
+    "Memory for the gradient of a matrix, in its layout; a lone row has its length as stride, or cuBLASLt refuses it"
+    return tensor.new_empty(tensor.shape) if len(tensor) == 1 else torch.empty_like(tensor)
+
 class _Gradients:
     "The gradients of hidden (N, D), weight (C, D) and bias (C,), filled part by part; None for those that nobody needs"
     def __init__(self, hidden:Tensor, weight:Tensor, needs_grad:_NeedsGrad):
-        self.hidden = torch.zeros_like(hidden) if needs_grad.hidden else None
-        self.weight = torch.empty_like(weight) if needs_grad.weight else None     # `start` makes its zeros
+        self.hidden = _sums_like(hidden).zero_() if needs_grad.hidden else None
+        self.weight = _sums_like(weight) if needs_grad.weight else None           # `start` makes its zeros
         self.bias = hidden.new_zeros(len(weight)) if needs_grad.bias else None
         self.in_place = weight.dtype == hidden.dtype       # else `start` gives other memory, and `end` copies
 

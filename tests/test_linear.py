@@ -244,6 +244,29 @@ def test_a_target_or_a_setting_that_requires_grad_is_refused_with_the_cure():
             loss(*head_about(0))
         with torch.no_grad(): assert loss(*head_about(0)).isfinite()
 
+class _Sums(TorchDispatchMode):
+    "Notes the matrices that a product is written or added to"
+    def __init__(self):
+        super().__init__()
+        self.found = []
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        added_to = args[0] if op.overloadpacket == torch.ops.aten.addmm_ else (kwargs or {}).get('out')
+        if added_to is not None: self.found.append(added_to)
+        return op(*args, **kwargs or {})
+
+@pytest.mark.parametrize('rows, classes', [(6, 1), (1, 6), (1, 1), (6, 5)])
+@pytest.mark.parametrize('budget', [2**12, 2**20])
+def test_sums_of_one_row_have_its_length_as_stride(rows, classes, budget):
+    """A column that was transposed is a row whose stride is 1. Its gradient had that stride too, and a product that was
+    added to it failed on an H100 (PyTorch 2.11: CUBLAS_STATUS_INVALID_VALUE)"""
+    hidden, weight = (torch.randn(D, size).t().clone(memory_format=torch.preserve_format) for size in (rows, classes))
+    for single in (hidden, weight): assert len(single) > 1 or single.stride(0) == 1
+    with _Sums() as sums:
+        linear_asymmetric_loss(hidden.requires_grad_(), weight.requires_grad_(), None, torch.ones(rows, classes), clip=0.,
+            budget=budget).backward()
+    assert len(sums.found) >= 3
+    for matrix in sums.found: assert not matrix.is_contiguous() or matrix.stride(0) >= matrix.shape[1]
+
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_whoever_asks_for_derivatives_of_derivatives_is_told_what_it_was(dtype):
     head = [x.detach().to(dtype).requires_grad_() for x in head_about(0)]

@@ -245,10 +245,8 @@ def _multi_label_losses(input, target, losses, sums, table,
     loss = tl.zeros((ROWS, COLS), tl.float32)
     hardest = _hardest(z, y, margin_high, exists)
     if hardest > 0:
-        finite = z
-        if hardest > 1: finite = _finite_logits(z)
-        loss, _ = _loss_and_gradient(finite, y, c, C, table, gamma_neg, gamma_pos, margin, margin_rest, margin_high,
-            margin_low, weight, pos_weight, ceiling, WHOLE_NEG, WHOLE_POS, HAS_MARGIN, PER_CLASS, DETACH)
+        loss, _ = _loss_and_gradient(_finite_logits(z), y, c, C, table, gamma_neg, gamma_pos, margin, margin_rest,
+            margin_high, margin_low, weight, pos_weight, ceiling, WHOLE_NEG, WHOLE_POS, HAS_MARGIN, PER_CLASS, DETACH)
         if hardest > 1:
             loss = _with_infinite(loss, z, y, c, C, table, margin, weight, pos_weight, ceiling, PER_CLASS)
     loss = tl.where(counts, loss, 0.)
@@ -273,9 +271,8 @@ def _multi_label_gradients(input, target, output_gradient, gradient, table,
     slope = tl.zeros((ROWS, COLS), tl.float32)
     hardest = _hardest(z, y, margin_high, exists)
     if hardest > 0:
-        if hardest > 1: z = _finite_logits(z)
-        _, slope = _loss_and_gradient(z, y, c, C, table, gamma_neg, gamma_pos, margin, margin_rest, margin_high,
-            margin_low, weight, pos_weight, ceiling, WHOLE_NEG, WHOLE_POS, HAS_MARGIN, PER_CLASS, DETACH)
+        _, slope = _loss_and_gradient(_finite_logits(z), y, c, C, table, gamma_neg, gamma_pos, margin, margin_rest,
+            margin_high, margin_low, weight, pos_weight, ceiling, WHOLE_NEG, WHOLE_POS, HAS_MARGIN, PER_CLASS, DETACH)
     slope *= tl.load(output_gradient + n*output_n + c*output_c, exists, 0.)
     slope = tl.where(counts, slope, 0.).to(gradient.dtype.element_ty)
     tl.store(gradient + n*gradient_n + c*gradient_c, slope, exists)

@@ -117,7 +117,7 @@ def finite_logits(z:Tensor) -> Tensor:
     far = FAR*torch.finfo(z.dtype).max
     return torch.where(z == math.inf, far, torch.where(z == -math.inf, -far, z))
 
-INFINITE_FROM = 2.**-28                # of the largest number: a loss from here on can only come from an infinite logit
+INFINITE_FROM = 2.**-40                # of the largest number: a loss from here on can only come from an infinite logit
 
 def infinite_again(loss:Tensor, dtype:torch.dtype) -> Tensor:
     "Losses, computed in dtype with its largest number for an infinite logarithm: infinite where that shows"

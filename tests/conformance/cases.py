@@ -73,21 +73,22 @@ class One(Case):
     "Of the single-label loss"
     @cached_property
     def true(self):
-        "Loss of each row, (N, ...), gradient of each logit and its size, (N, C, ...); float64"
+        "Loss of each row, (N, ...), gradient of each logit and the size of what that is a difference of, (N, C, ...)"
         C = self.logits.shape[1]
         given = {name: [self.of(name, default, c) for c in range(C)]
             for name, default in dict(gamma_pos=1., gamma_neg=4., weight=1.).items()}
         if self.settings.get('weight') is None: given['weight'] = [1.]*C
         z = self.logits.movedim(1, -1)
         loss = torch.zeros(self.target.shape, dtype=torch.float64)
-        gradient = torch.zeros(z.shape, dtype=torch.float64)
+        gradient, size = (torch.zeros(z.shape, dtype=torch.float64) for _ in range(2))
         for place in self.known.nonzero().tolist():
             place = tuple(place)
-            value, slopes = oracle.single_row(z[place].tolist(), self.target[place].item(), **given,
+            value, slopes, sizes = oracle.single_row(z[place].tolist(), self.target[place].item(), **given,
                 eps=self.settings.get('eps', .1))
             loss[place] = float(value)
             gradient[place] = torch.tensor([float(slope) for slope in slopes], dtype=torch.float64)
-        return loss, gradient.movedim(-1, 1)
+            size[place] = torch.tensor([float(each) for each in sizes], dtype=torch.float64)
+        return loss, gradient.movedim(-1, 1), size.movedim(-1, 1)
 
 def needing(*features): return frozenset(features)
 
@@ -141,6 +142,12 @@ MANY = [
     Many('one entry', z[:1, :1], y[:1, :1]),
     Many('right at infinity', masked, right),
     Many('wrong at infinity', masked, wrong),
+    Many('masked negatives', torch.where(masked == inf, z, masked), torch.where(masked == -inf, 0., y)),
+    Many('masked negatives without a margin', torch.where(masked == inf, z, masked), torch.where(masked == -inf, 0., y),
+        dict(clip=0., gamma_neg=1.)),
+    Many('masked negatives, clamped', torch.where(masked == inf, z, masked), torch.where(masked == -inf, 0., y),
+        dict(eps=1e-8), needing('eps')),
+    Many('certain positives', torch.where(masked == -inf, z, masked), torch.where(masked == inf, 1., y)),
     Many('right at infinity without a margin', masked, right, dict(clip=0., gamma_neg=2.)),
     Many('wrong at infinity without a margin', masked, wrong, dict(clip=0., gamma_pos=0., weight=each)),
     Many('wrong at infinity, large gammas', masked, wrong, dict(clip=0., gamma_neg=9., gamma_pos=9., pos_weight=50.)),

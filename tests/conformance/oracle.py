@@ -59,11 +59,11 @@ def multi_entry(z, y, gamma_neg=4., gamma_pos=1., clip=.05, eps=None, smoothing=
     return (_times(present, pos)+_times(absent, neg), absent*neg_slope - present*pos_slope)
 
 def single_row(z, t, gamma_pos, gamma_neg, eps, weight):
-    """Loss of a row of logits with the target t, and its derivative by each logit; gammas and weights by class. A class
-    whose logit is -inf is masked: it adds nothing"""
+    """Loss of a row of logits with the target t, its derivative by each logit, and the size of what that is a difference
+    of; gammas and weights by class. A class whose logit is -inf is masked: it adds nothing"""
     z = [mpf(v) for v in z]
     C, top = len(z), max(z)
-    if top == -inf: return mpmath.nan, [mpmath.nan]*C
+    if top == -inf: return mpmath.nan, [mpmath.nan]*C, [mpmath.nan]*C
     if top == inf: z = [ZERO if v == inf else -inf for v in z]
     shift = max(z)
     e = [ZERO if v == -inf else mpmath.exp(v-shift) for v in z]
@@ -85,8 +85,8 @@ def single_row(z, t, gamma_pos, gamma_neg, eps, weight):
         by_log = ZERO if gamma == 0 or base == 0 else gamma*_power(base, gamma-1)*slope*log_p[c]
         loss -= share*focus*log_p[c]
         a.append(-share*(focus + by_log))
-    total_a = sum(a)
-    return loss, [a[c]-p[c]*total_a for c in range(C)]
+    total_a, size = sum(a), sum(map(abs, a))
+    return loss, [a[c]-p[c]*total_a for c in range(C)], [abs(a[c])+p[c]*size for c in range(C)]
 
 def posterior_entry(z, gamma_neg=4., gamma_pos=1., clip=.05, pos_weight=1., smoothing=0., detach=False):
     "The probability that a logit means: where the expected loss of an entry is smallest, before smoothing"

@@ -1,4 +1,5 @@
 """Every way in which asl computes a loss, each as one entry of a table. A new way is a new entry, and gets every law.
+ASL_DEVICE=cuda python -m pytest tests/conformance asks them of a GPU's ways instead, by the kernels that it compiles.
 
 What stands in `lacks` a path does not offer, and then a law asks nothing of it: 'none' (that reduction), 'float64',
 'half', 'eps', 'soft' and 'unknown' targets, 'dtypes' of targets, 'layouts', 'second' derivatives, 'target' gradients,
@@ -6,11 +7,13 @@ What stands in `lacks` a path does not offer, and then a law asks nothing of it:
 import os
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from unittest import mock
 
-os.environ['TRITON_INTERPRET'] = '1'           # before anything imports triton
+DEVICE = os.environ.get('ASL_DEVICE', 'cpu')
+if DEVICE == 'cpu': os.environ['TRITON_INTERPRET'] = '1'   # before anything imports triton
+else: os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')       # for deterministic matrix products
 import torch
 import torch.distributed as dist
 from torch.autograd import Function
@@ -51,7 +54,7 @@ class Path:
     def __repr__(self): return self.name
 
 # Losses of whole logits
-def compiled(loss, backend='aot_eager'):
+def compiled(loss, backend='aot_eager' if DEVICE == 'cpu' else 'inductor'):
     "A loss by torch.compile; aot_eager traces as the real compiler does, and writes no code"
     compiled = torch.compile(loss, backend=backend, fullgraph=True)
     last = []
@@ -77,6 +80,13 @@ class _Given(Function):
         return value.detach()
     @staticmethod
     def backward(ctx, cotangent): return ctx.pullback(cotangent), None, None, None
+
+def on_the_device(loss):
+    "A loss of logits, targets and settings that are brought to DEVICE, where it stays"
+    def there(x): return x.to(DEVICE) if isinstance(x, torch.Tensor) else x
+    def run(z, target, **settings):
+        return loss(there(z), there(target), **{name: there(value) for name, value in settings.items()}).cpu()
+    return run
 
 # Triton's interpreter runs the kernels on a CPU. It cuts bits off where float32 becomes bfloat16; a GPU rounds, as here
 _cast_by_interpreter = InterpreterBuilder.cast_impl
@@ -114,7 +124,7 @@ BUDGET = 2**12                                 # bytes: several tiles even of fe
 def as_head(z):
     "Hidden (N, D) and weight (C, D) whose product is z, (N, C)"
     if not len(z): return z.new_zeros(0, 1), z.new_zeros(z.shape[1], 1)+z.sum()
-    eye = torch.eye(len(z), dtype=z.dtype)
+    eye = torch.eye(len(z), dtype=z.dtype, device=z.device)
     return eye, z.mT.contiguous()
 
 def of_rows(loss):
@@ -129,7 +139,7 @@ def of_rows(loss):
 def listed(target):
     "Class indices (N, K) of the ones, padded with -1"
     found = [row.nonzero().view(-1) for row in target]
-    return torch.nn.utils.rnn.pad_sequence([*found, torch.empty(1, dtype=torch.long)], True, -1)[:-1]
+    return torch.nn.utils.rnn.pad_sequence([*found, target.new_empty(1, dtype=torch.long)], True, -1)[:-1]
 
 def stored(target, layout):
     "A sparse tensor of all labels that are not 0"
@@ -185,7 +195,7 @@ _BLOCKS = ((multi_label, 'CACHE_ENTRIES', 16),)
 _multi, _single = asl.asymmetric_loss_multi_label, asl.asymmetric_loss_single_label
 
 MULTI = [
-    Path('cpu', _multi),
+    Path(DEVICE, _multi),
     Path('cpu in blocks', _multi, _BLOCKS),
     Path('cpu, easy ones skipped', _multi, _SEARCH),
     Path('cpu, easy ones skipped, in blocks', _multi, _SEARCH+_BLOCKS),
@@ -204,7 +214,7 @@ MULTI = [
 ]
 
 SINGLE = [
-    Path('cpu', _single),
+    Path(DEVICE, _single),
     Path('cpu in blocks', _single, ((single_label, 'BLOCK_ENTRIES', 16),)),
     Path('cpu in float32', _single, ((single_label, 'FLOAT32_ABOVE', 0),)),
     Path('plain', _single, _PLAIN),
@@ -214,6 +224,14 @@ SINGLE = [
     Path('jax', in_jax('asymmetric_loss_single_label'), (), lacking('second', 'raises', 'layouts')),
     Path('divided logits', divided_logits(asl.AsymmetricLossSingleLabel, 1), (), lacking('none', 'second')),
 ]
+
+def of_the_device(paths:Iterable[Path]) -> list[Path]:
+    """What DEVICE has of these paths: those that a CPU's way, an interpreter or a mesh is not part of. Wrong values stop
+    a GPU's program for good, so nobody may ask for them there"""
+    there = [path for path in paths if not (path.constants or path.name == 'jax' or 'divided' in path.name)]
+    return [replace(path, loss=on_the_device(path.loss), lacks=path.lacks | {'raises'}) for path in there]
+
+if DEVICE != 'cpu': MULTI, SINGLE = of_the_device(MULTI), of_the_device(SINGLE)
 
 def having(paths:Iterable[Path], *features:str) -> list[Path]:
     "The paths that offer all of these features"
