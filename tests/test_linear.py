@@ -262,8 +262,8 @@ def test_sums_of_one_row_have_its_length_as_stride(rows, classes, budget):
     hidden, weight = (torch.randn(D, size).t().clone(memory_format=torch.preserve_format) for size in (rows, classes))
     for single in (hidden, weight): assert len(single) > 1 or single.stride(0) == 1
     with _Sums() as sums:
-        linear_asymmetric_loss(hidden.requires_grad_(), weight.requires_grad_(), None, torch.ones(rows, classes), clip=0.,
-            budget=budget).backward()
+        linear_asymmetric_loss(hidden.requires_grad_(), weight.requires_grad_(), None, torch.ones(rows, classes),
+            clip=0., budget=budget).backward()
     assert len(sums.found) >= 3
     for matrix in sums.found: assert not matrix.is_contiguous() or matrix.stride(0) >= matrix.shape[1]
 

@@ -59,8 +59,8 @@ def multi_entry(z, y, gamma_neg=4., gamma_pos=1., clip=.05, eps=None, smoothing=
     return (_times(present, pos)+_times(absent, neg), absent*neg_slope - present*pos_slope)
 
 def single_row(z, t, gamma_pos, gamma_neg, eps, weight):
-    """Loss of a row of logits with the target t, its derivative by each logit, and the size of what that is a difference
-    of; gammas and weights by class. A class whose logit is -inf is masked: it adds nothing"""
+    """Loss of a row of logits with the target t, its derivative by each logit, and the size of what is subtracted for
+    that; gammas and weights by class. A class whose logit is -inf is masked: it adds nothing"""
     z = [mpf(v) for v in z]
     C, top = len(z), max(z)
     if top == -inf: return mpmath.nan, [mpmath.nan]*C, [mpmath.nan]*C

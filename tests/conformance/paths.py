@@ -226,8 +226,8 @@ SINGLE = [
 ]
 
 def of_the_device(paths:Iterable[Path]) -> list[Path]:
-    """What DEVICE has of these paths: those that a CPU's way, an interpreter or a mesh is not part of. Wrong values stop
-    a GPU's program for good, so nobody may ask for them there"""
+    """Those of the paths that DEVICE has: no CPU, interpreter or mesh is part of them. Wrong values would stop a GPU's
+    program for good, so nobody asks for them there"""
     there = [path for path in paths if not (path.constants or path.name == 'jax' or 'divided' in path.name)]
     return [replace(path, loss=on_the_device(path.loss), lacks=path.lacks | {'raises'}) for path in there]
 
