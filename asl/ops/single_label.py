@@ -304,12 +304,12 @@ class RowByRow(Function):
 
 # %% ../../nbs/25_ops.single_label.ipynb #91189a3b
 def _held(logits):
-    "Logits, infinite ones held at numbers so far out that their p is 0 or 1"
+    "Logits (N, 1, ...), infinite ones held at numbers so far out that their p is 0 or 1"
     far = FAR*torch.finfo(logits.dtype).max
     return logits.clamp(-far, far)
 
 def _exact_exp(logits, maximum, in_backward=False):
-    "exp(z-b), z-b and b: the maximum of each row, (N, 1, ...), rounded up, but not in float64"
+    "exp(z-b), z-b and b: the held maximum of each row, rounded up, but not in float64; nan where logits are infinite"
     base = maximum if logits.dtype == torch.float64 else maximum.ceil()
     difference = logits+(-base) if in_backward else logits-base       # other words for the same
     exponential = torch.exp(difference)
@@ -321,10 +321,10 @@ def _is_target(logits, index):
     classes = torch.arange(logits.shape[1], device=logits.device, dtype=torch.int32)
     return classes.view(-1, *[1]*(logits.ndim-2)) == index.int()
 
-def _left_out(logits, is_target, gamma):
-    "Entries whose focus is zero: the target, and masked classes; at gamma > 0 their power is zero by itself"
-    if not isinstance(gamma, Tensor) and gamma > 0: return is_target
-    return is_target | (logits <= FAR*torch.finfo(logits.dtype).min)
+def _is_masked(logits, in_backward=False):
+    "Whether a class is as if it were not there: its logit is -inf or nearly"
+    far = FAR*torch.finfo(logits.dtype).min
+    return logits <= (2*far if in_backward else far)           # either will do
 
 # %% ../../nbs/25_ops.single_label.ipynb #82a059d4
 class Row(NamedTuple):
@@ -351,21 +351,24 @@ class Entries(NamedTuple):
 
 # %% ../../nbs/25_ops.single_label.ipynb #0a966c10
 def _each_entry(logits, index, settings, row, in_backward):
-    "Eq. (2) of each entry; in_backward in other words, lest a compiler keep what forward computed for it"
+    """Eq. (2) of each entry; nan where a class is masked.
+
+    in_backward in other words, lest a compiler keep what forward computed for it.
+    """
     _, gamma, eps, weight = settings
     dtype = logits.dtype
     exponential, difference, _ = _exact_exp(logits, row.maximum, in_backward)
-    p = exponential*row.inverse_total.to(dtype)
     if in_backward:
         below = row.maximum > logits
         is_target = ~(_is_target(logits, index)^True)
     else:
         below = logits < row.maximum
         is_target = _is_target(logits, index)
+    p = torch.where(below, exponential*row.inverse_total.to(dtype), torch.exp(row.log_p_top).to(dtype))
     log_p = torch.where(below, difference-row.log_total.to(dtype), row.log_p_top.to(dtype))
     share = eps/logits.shape[1]*weight
     if isinstance(share, Tensor): share = share.to(dtype)
-    focus = torch.where(_left_out(logits, is_target, gamma), 0., _focus(p, log_p, gamma)*share)
+    focus = torch.where(is_target, 0., _focus(p, log_p, gamma)*share)
     return Entries(p, focus*(1+gamma*log_p), focus*log_p, below, is_target)
 
 # %% ../../nbs/25_ops.single_label.ipynb #3cd3ca37
@@ -376,25 +379,25 @@ def _sum(entries):
 def _sum_others(logits, index, settings, row, exponential, difference, n_top):
     "Minus the loss of the others, and two sums of their A: below the largest logit, and of the n_top that equal it"
     _, gamma, eps, weight = settings
+    masked = _is_masked(logits)
     if isinstance(gamma, Tensor):
         _, A, minus_loss, below, _ = _each_entry(logits, index, settings, row, in_backward=False)
-        A_below = _sum(torch.where(below, A, 0.))
+        A_below = _sum(torch.where(below & ~masked, A, 0.))
         A_top = _sum(torch.where(below, 0., A))
-        return _sum(minus_loss), A_below, A_top
+        return _sum(torch.where(masked, 0., minus_loss)), A_below, A_top
     focus = _focus(exponential, difference, gamma)
     scale = eps/logits.shape[1]*torch.exp(-gamma*row.log_total)
     below = logits < row.maximum
     is_target = _is_target(logits, index)
     if isinstance(weight, Tensor):
-        focus = focus*weight.to(logits.dtype)
-        top_focus = _sum(torch.where(below | is_target, 0., focus))
-    else:
-        scale = scale*weight
-        top_focus = n_top*torch.exp(gamma*(row.log_p_top+row.log_total))
-    focus = torch.where(below & ~_left_out(logits, is_target, gamma), focus, 0.)
-    sum_focus = scale*_sum(focus)
-    top_focus = scale*top_focus
-    minus_below = scale*_sum(focus*difference) - row.log_total*sum_focus       # Eq. (5)
+        weight = weight.to(logits.dtype)
+        focus = focus*weight
+        n_top = _sum(torch.where(below | is_target, 0., weight))                # so many, each with its weight
+    else: scale = scale*weight
+    counts = below & ~masked & ~is_target
+    sum_focus = scale*_sum(torch.where(counts, focus, 0.))
+    top_focus = scale*n_top*torch.exp(gamma*(row.log_p_top+row.log_total))
+    minus_below = scale*_sum(torch.where(counts, focus*difference, 0.)) - row.log_total*sum_focus       # Eq. (5)
     A_below = sum_focus+gamma*minus_below
     A_top = top_focus*(1+gamma*row.log_p_top)
     return minus_below+top_focus*row.log_p_top, A_below, A_top
@@ -403,8 +406,10 @@ def _sum_others(logits, index, settings, row, exponential, difference, n_top):
 def _softmax_of_rows(logits, maximum, exponential, base):
     "The softmax of each row, 1-p of its largest logit, and how many entries equal that one; (N, 1, ...)"
     one_top = torch.exp((maximum-base).double())
-    n_top = _sum(torch.where(logits < maximum, 0., 1.).to(logits.dtype))
-    rest = _sum(torch.where(logits < maximum, exponential, 0.)) + (n_top-1)*one_top    # all but one of the largest
+    below = logits < maximum
+    n_top = _sum(torch.where(below, 0., 1.).to(logits.dtype))
+    others = _sum(torch.where(below & ~_is_masked(logits), exponential, 0.))
+    rest = others + (n_top-1)*one_top                          # all but one of the largest
     log_total = torch.log(rest+one_top)
     log_p_top = -torch.log1p(rest/one_top)
     inverse_total = torch.exp(-log_total)
@@ -412,7 +417,7 @@ def _softmax_of_rows(logits, maximum, exponential, base):
 
 def _target_of_rows(logits, index, row, q_top, base):
     "The target of each row, and whether it is the largest; (N, 1, ...)"
-    logit = logits.gather(1, index)
+    logit = _held(logits.gather(1, index))
     is_top = logit == row.maximum
     log_p = torch.where(is_top, row.log_p_top, (logit.double()-base.double())-row.log_total)
     p = torch.exp(log_p)
@@ -424,7 +429,6 @@ def _loss_and_sums(logits, index, settings):
     gamma_pos, _, eps, weight = settings
     C = logits.shape[1]
     maximum = _held(logits.amax(1, keepdim=True))
-    logits = _held(logits)
     exponential, difference, base = _exact_exp(logits, maximum)
     row, q_top, n_top = _softmax_of_rows(logits, maximum, exponential, base)
     target, is_top = _target_of_rows(logits, index, row, q_top, base)
@@ -442,6 +446,7 @@ def _gradient_from_sums(logits, index, settings, row, sums):
     sum_below, sum_top, q_top, at_target = (each.to(logits.dtype) for each in sums)
     p, A, _, below, is_target = _each_entry(logits, index, settings, row, in_backward=True)
     gradient = torch.where(below, p*(sum_below+sum_top)-A, p*(sum_below+(sum_top-A))-A*q_top)
+    gradient = torch.where(_is_masked(logits, in_backward=True), 0., gradient)
     return torch.where(is_target, at_target, gradient)
 
 def _as_computed(input, gamma_neg):
@@ -481,7 +486,7 @@ class CompiledRows(Function):
         row = Row(*saved[:4])                                  # both records have four fields
         sums = Sums(*saved[4:8])
         settings = SingleLabelSettings(*unpack(saved[8:], ctx.rest))
-        logits = _held(_as_computed(input, settings.gamma_neg))
+        logits = _as_computed(input, settings.gamma_neg)
         gradient = _gradient_from_sums(logits, index, settings, row, sums)*grad_output.to(logits.dtype)
         return torch.where(known, gradient, 0.).to(input.dtype), *[None]*6
 
