@@ -1,0 +1,61 @@
+"""What the models are judged by, in percent"""
+import torch
+from torch import Tensor
+
+from asl.training.score import best_of1, of1
+
+BINS = 15
+
+def average_precision(scores:Tensor, y:Tensor) -> Tensor:
+    "Of each class, (C,); nan where none is positive. scores and y, bool, are (n, C)"
+    hits = y.gather(0, scores.argsort(dim=0, descending=True, stable=True)).float()
+    found = hits.cumsum(0)
+    precision = found/torch.arange(1, len(y)+1)[:, None]
+    return (precision*hits).sum(0)/found[-1]
+
+def calibration_error(p:Tensor, y:Tensor) -> float:
+    "Expected calibration error of probabilities and outcomes, any shape, 15 bins"
+    if not p.numel(): return float('nan')
+    p, y = p.flatten().double(), y.flatten().double()
+    bins = (p*BINS).long().clamp(max=BINS-1)
+    said, were = (torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, each) for each in (p, y))
+    return ((said-were).abs().sum()/len(p)).item()
+
+def by_class(p:Tensor, y:Tensor) -> float:
+    "The same of each class, averaged"
+    return sum(calibration_error(p[:, c], y[:, c]) for c in range(p.shape[1]))/p.shape[1]
+
+def brier_skill(p:Tensor, y:Tensor, prior:Tensor) -> float:
+    "By how much the squared error is below that of the prior of each class: 1 is perfect, 0 knows but the prior"
+    y = y.float()
+    return 1-((p-y).square().sum()/(prior-y).square().sum()).item()
+
+def class_f1(p:Tensor, y:Tensor, threshold=.5) -> float:
+    "F1 of each class with a positive, averaged"
+    decided = p >= threshold
+    f1 = 2*(decided & y).sum(0)/(decided.sum(0)+y.sum(0)).clamp(min=1)
+    return f1[y.any(0)].mean().item()
+
+def measures(z, p, y, z_valid, p_valid, y_valid, prior, written) -> dict[str, float]:
+    """Of logits z and posterior p against the labels y that are true, (n, C); thresholds are from the validation part.
+
+    prior (C,) is the share of positives in training, which also says what rare and common are. written (C,) is the
+    share of the true ones that was written there: what ends in _kept is of the posterior divided by it."""
+    s = torch.sigmoid(z)
+    ap = average_precision(z, y)
+    order = prior.argsort()
+    third = len(order)//3
+    _, threshold = best_of1(torch.sigmoid(z_valid), y_valid.float())
+    _, threshold_p = best_of1(p_valid, y_valid.float())
+    kept = (p/written).clamp(max=1)
+    numbers = dict(mAP=ap.nanmean(), mAP_rare=ap[order[:third]].nanmean(), mAP_common=ap[order[-third:]].nanmean(),
+        micro_mAP=average_precision(z.reshape(-1, 1), y.reshape(-1, 1))[0],
+        precision_5=y.gather(1, z.topk(min(5, z.shape[1])).indices).float().mean(),
+        best_OF1=best_of1(s, y.float())[0], OF1_valid=of1(s, y, threshold), OF1_valid_posterior=of1(p, y, threshold_p),
+        said=p.mean(), share=y.float().mean())
+    for name, said in (('', s), ('_posterior', p), ('_kept', kept)):
+        sure = said > .01
+        numbers |= {'OF1'+name: of1(said, y), 'CF1'+name: class_f1(said, y), 'ECE'+name: calibration_error(said, y),
+            'ECE_sure'+name: calibration_error(said[sure], y[sure]), 'ECE_class'+name: by_class(said, y),
+            'brier'+name: brier_skill(said, y, prior)}
+    return {name: round(100*float(value), 4) for name, value in numbers.items()}
