@@ -2,7 +2,9 @@
 import io, re, sys, zipfile
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
+from asl.training.images import read_rgb
 from .sources import wheel
 
 # Pictures: EfficientNet-Lite0, trained on ImageNet (Apache-2.0)
@@ -37,13 +39,12 @@ def check_lite0(net, weights):
 
 def square(file, side):
     "A picture as a square of that side: whole, in the middle, on white where it is transparent"
-    from PIL import Image
-    from asl.training.images import read_rgb
     picture = read_rgb(file)
-    longest = max(picture.size)
-    canvas = Image.new('RGB', (longest, longest), 'white')
-    canvas.paste(picture, ((longest - picture.width)//2, (longest - picture.height)//2))
-    return canvas.resize((side, side), Image.Resampling.BICUBIC)
+    scale = side/max(picture.size)
+    size = [max(1, round(scale*length)) for length in picture.size]
+    canvas = Image.new('RGB', (side, side), 'white')
+    canvas.paste(picture.resize(size, Image.Resampling.BICUBIC), [(side - length)//2 for length in size])
+    return canvas
 
 def as_tensor(picture):
     "A picture of PIL's as a tensor (3, H, W) from -1 to 1"

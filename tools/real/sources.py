@@ -51,7 +51,7 @@ def apt_options():
     folder = cache()/'apt'
     for part in ('lists/partial', 'archives/partial'): (folder/part).mkdir(parents=True, exist_ok=True)
     settings = {'Dir::State::Lists': folder/'lists', 'Dir::Cache': folder, 'Acquire::Languages': 'en',
-        'Acquire::GzipIndexes': 'false', 'APT::Sandbox::User': 'root', 'APT::Update::Post-Invoke-Success::': ''}
+        'Acquire::GzipIndexes': 'false', 'APT::Sandbox::User': 'root'}
     return [word for name, value in settings.items() for word in ('-o', f'{name}={value}')]
 
 def apt_lists(ending):
