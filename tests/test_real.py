@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 sys.path.append(str(Path(__file__).parents[1]/'tools'))
 from real import data
@@ -122,12 +123,18 @@ def test_one_text_has_one_plain_form():
     assert plain(':)') == ':)' != plain(':(')
 
 def test_a_picture_is_a_square_on_white(tmp_path):
-    from PIL import Image
     Image.new('RGBA', (40, 20), (255, 0, 0, 255)).save(tmp_path/'red.png')
     values = as_tensor(square(tmp_path/'red.png', 8))
     assert values.shape == (3, 8, 8)
     torch.testing.assert_close(values[:, 4, 4], torch.tensor([1., -1, -1]))
     torch.testing.assert_close(values[:, 0, 0], torch.ones(3))
+
+def test_a_blank_picture_is_seen(tmp_path):
+    picture = Image.new('RGB', (8, 8), 'white')
+    picture.save(tmp_path/'blank.png')
+    picture.putpixel((3, 3), (255, 255, 200))
+    picture.save(tmp_path/'dot.png')
+    assert data.blank(tmp_path/'blank.png') and not data.blank(tmp_path/'dot.png')
 
 def test_what_is_built_is_loaded(tmp_path, monkeypatch, capsys):
     (tmp_path/'Scene.arff.bz2').write_bytes(bz2.compress((HEADER + DENSE + DENSE).encode()))
