@@ -269,7 +269,8 @@ def _all_at_once(logits, target, options):
 @lru_cache
 def _compiled_at_once():
     "The same, compiled for tiles of any size when it is first called"
-    return torch.compile(_all_at_once, dynamic=True)
+    # reads_threshold: else PyTorch 2.14 writes weighted losses to memory, and with gammas per class dies of it
+    return torch.compile(_all_at_once, dynamic=True, options=dict(realize_reads_threshold=64))
 
 def _all_known(target):
     "Whether there is neither an unknown label nor a wrong one"

@@ -123,6 +123,7 @@ MANY = [
     Many('weights', z, y, dict(weight=each, pos_weight=3*each)),
     Many('one weight', z, y, dict(weight=3., pos_weight=.2)),
     Many('settings per class', z, y, per_class),
+    Many('settings and weights per class', z, y, dict(per_class, weight=each, pos_weight=3*each)),
     Many('settings per class, detached', z, y, dict(per_class, disable_torch_grad_focal_loss=True)),
     Many('settings as tensors', z, y, {name: torch.tensor(value) for name, value in dict(gamma_neg=3.5, gamma_pos=.5,
         clip=.97, weight=2., pos_weight=.5).items()}),
