@@ -16,6 +16,7 @@ What else there is:
 
     AsymmetricLossSingleLabel             one label among C, beside F.cross_entropy
     Posterior(loss)                       the posterior as a layer, to put behind a model
+    label_frequency(written, checked)     the share of labels that people wrote down, for kept= of all of these
     AdaptiveGamma                         gamma_neg that follows the probability gap
     LinearAsymmetricLoss                  last layer and loss in tiles, for 10 000 labels and more
     asl.distributed, asl.jax              classes divided among processes; the same losses in JAX
@@ -29,6 +30,7 @@ from asl.adaptive import AdaptiveGamma, probability_gap
 from asl.functional import asymmetric_loss_multi_label, asymmetric_loss_single_label
 from asl.linear import LinearAsymmetricLoss, linear_asymmetric_loss
 from asl.loss import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel, Posterior, init_prior_
+from asl.missing import elkan_noto, label_frequency
 
 # After this line asl.posterior is the function, no longer the module
 from asl.posterior import class_prior, gamma_for_prior, posterior, prior_logit, threshold
@@ -36,4 +38,5 @@ from asl.posterior import class_prior, gamma_for_prior, posterior, prior_logit, 
 __all__ = ['AsymmetricLossMultiLabel', 'AsymmetricLossSingleLabel',
     'asymmetric_loss_multi_label', 'asymmetric_loss_single_label',
     'posterior', 'threshold', 'prior_logit', 'Posterior', 'class_prior', 'init_prior_', 'gamma_for_prior',
+    'label_frequency', 'elkan_noto',
     'AdaptiveGamma', 'probability_gap', 'LinearAsymmetricLoss', 'linear_asymmetric_loss']

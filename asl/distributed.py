@@ -258,7 +258,7 @@ def _topk_of_head(head, hidden, k):
         values = values[start:start+N]
         classes = classes[start:start+N]
     by_posterior = any(map(per_class, settings.values()))
-    return values if by_posterior else posterior(values, **settings), classes
+    return values.clamp(max=1) if by_posterior else posterior(values, **settings), classes
 
 # %% ../nbs/05_distributed.ipynb #78c87ce7
 HOW = 'as ColwiseParallel(output_layouts=Shard(-1), use_local_output=False) makes them'

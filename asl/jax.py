@@ -294,7 +294,7 @@ def asymmetric_loss_single_label(
 # %% ../nbs/06_jax.ipynb #d2323870
 def posterior(
     input, gamma_neg=4., gamma_pos=1., clip=0.05, *, disable_torch_grad_focal_loss=False,
-    smoothing=0., pos_weight=None, class_dim=-1,
+    smoothing=0., pos_weight=None, kept=1., class_dim=-1,
 ):
     """The probability of each label that a model trained with the asymmetric loss means by its logits.
 
@@ -304,6 +304,8 @@ def posterior(
         Logits, (..., C), or with the C classes in `class_dim`, any floating dtype.
     gamma_neg, gamma_pos, clip, disable_torch_grad_focal_loss, smoothing, pos_weight, class_dim
         What the model was trained with, as in `asymmetric_loss_multi_label`.
+    kept
+        As in `asl.posterior`: the share of labels that was written down.
 
     Returns
     -------
@@ -315,15 +317,15 @@ def posterior(
     check_class_dim(class_dim, z)
     z = jnp.moveaxis(z, class_dim, -1)
     given = dict(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, smoothing=smoothing,
-        pos_weight=pos_weight)
+        pos_weight=pos_weight, kept=kept)
     seen = {name: _without_values(value) for name, value in given.items()}
     check_link(_without_values(z), torch.float32, **seen)
-    gamma_neg, gamma_pos, clip, smoothing, pos_weight = _checked_settings(given, z)
+    gamma_neg, gamma_pos, clip, smoothing, pos_weight, kept = _checked_settings(given, z)
     far = np.sqrt(jnp.finfo(z.dtype).max)
     positive, negative, easy = _sides_of(_clamp(z, -far, far), clip)
     log_weight = jnp.log(jnp.where(pos_weight > 0, pos_weight, jnp.nan))
     log_odds = (_log_gradient(negative, gamma_neg, disable_torch_grad_focal_loss)
         - _log_gradient(positive, gamma_pos, disable_torch_grad_focal_loss) - log_weight)
-    smoothed = sigmoid(jnp.where(easy, -jnp.inf, log_odds))
-    probability = ((smoothed - smoothing/2)/(1-smoothing)).clip(0, 1)
+    target = sigmoid(jnp.where(easy, -jnp.inf, log_odds))
+    probability = ((target - smoothing/2)/(1-smoothing)/kept).clip(0, 1)
     return jnp.moveaxis(probability, -1, class_dim).reshape(input.shape)

@@ -429,6 +429,12 @@ def _merge_topk(best:tuple[Tensor, Tensor], scores:Tensor, first_class:int, k:in
     values, order = values.topk(min(k, values.shape[1]))
     return values, classes.gather(1, order)
 
+def _before_cut(scores:Tensor, settings:Mapping[str, Any]) -> Tensor:
+    "Posteriors of logits (N, c), not yet cut off at 1, where all that shares of classes lift beyond it would be tied"
+    written = posterior(scores, **{**settings, 'kept': 1.})
+    kept = settings['kept']
+    return written/(kept.to(written.dtype) if isinstance(kept, Tensor) else kept)
+
 def _topk_of_rows(hidden:Tensor, weight:Tensor, bias:Tensor|None, k:int, settings:Mapping[str, Any],
         classes_of_tile:int) -> tuple[Tensor, Tensor]:
     "Scores and indices of the k best classes, (N, k): ranked by posteriors, or by logits if settings are empty"
@@ -438,7 +444,7 @@ def _topk_of_rows(hidden:Tensor, weight:Tensor, bias:Tensor|None, k:int, setting
         scores = F.linear(hidden, weight[classes].to(hidden.dtype), bias_here)
         if settings:
             settings_here = {name: of_classes(value, classes) for name, value in settings.items()}
-            scores = posterior(scores, **settings_here)
+            scores = _before_cut(scores, settings_here)
         best = _merge_topk(best, scores, classes.start, k)
     return best
 
@@ -459,7 +465,8 @@ def topk_in_tiles(hidden:Tensor, weight:Tensor, bias:Tensor|None, k:int, setting
     for rows in slices(len(hidden), tiling.rows):
         scores, best = _topk_of_rows(hidden[rows], weight, bias, k, ranked_by, tiling.classes)
         classes[rows] = best
-        values[rows] = scores if by_posterior or raw else posterior(scores, **settings)
+        if not raw: scores = scores.clamp(max=1) if by_posterior else posterior(scores, **settings)
+        values[rows] = scores
     return values.view(shape), classes.view(shape)
 
 def link_settings(loss:nn.Module) -> dict[str,Any]:
@@ -486,15 +493,16 @@ class LinearAsymmetricLoss(nn.Module):
         As in `linear_asymmetric_loss`.
     gamma_neg, gamma_pos, clip, eps, disable_torch_grad_focal_loss, smoothing, reduction, pos_weight, ignore_index
         Settings of the loss, each as in `AsymmetricLossMultiLabel`.
-    thresh
-        Of `loss.decodes`, not of the loss; as in `AsymmetricLossMultiLabel`.
+    thresh, kept
+        Of `loss.decodes` and of posteriors, not of the loss; as in `AsymmetricLossMultiLabel`.
     """
     def __init__(self, in_features:int, num_classes:int, bias:bool=True, *, class_weight:float|Tensor|None=None,
             target_kind:str|None=None, sparse_grad:bool=False, budget:int=BUDGET, compiled:bool=False, device=None,
             dtype:torch.dtype|None=None,
             gamma_neg:float|Tensor=4, gamma_pos:float|Tensor=1, clip:float|Tensor|None=0.05, eps:float|None=None,
             disable_torch_grad_focal_loss:bool=False, smoothing:float=0., reduction:str='sum',
-            pos_weight:float|Tensor|None=None, ignore_index:int=-100, thresh:float|Tensor=.5):
+            pos_weight:float|Tensor|None=None, ignore_index:int=-100, thresh:float|Tensor=.5,
+            kept:float|Tensor=1.):
         super().__init__()
         check_target_kind(target_kind)
         check_budget(budget)
@@ -506,7 +514,7 @@ class LinearAsymmetricLoss(nn.Module):
         self.budget = budget
         self.compiled = compiled
         self.loss = AsymmetricLossMultiLabel(gamma_neg, gamma_pos, clip, eps, disable_torch_grad_focal_loss, smoothing,
-            reduction, class_weight, pos_weight, ignore_index, thresh=thresh)
+            reduction, class_weight, pos_weight, ignore_index, thresh=thresh, kept=kept)
 
     def forward(self, hidden:Tensor, target:Tensor, stats:dict|None=None) -> Tensor:
         "The loss, a scalar, of what the head sees, (..., D), and a target of any kind as in `linear_asymmetric_loss`."

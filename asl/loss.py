@@ -25,6 +25,11 @@ def _as_weight(name, value):
         raise TypeError(f'{name}: got {type(value).__name__}, needs a number, or one for each class')
     return weight
 
+def _shown(value):
+    "A setting as a module prints it"
+    if not isinstance(value, Tensor): return value
+    return f'tensor{tuple(value.shape)}' if value.ndim else f'{value.item():g}'
+
 class _Loss(KeepsPrecision):
     "Settings kept as attributes, tensors as buffers; checked once, printed, and handed to the function"
     _function = staticmethod(asymmetric_loss_multi_label)
@@ -53,10 +58,7 @@ class _Loss(KeepsPrecision):
         return self._function(input, target, **self.settings())
 
     def extra_repr(self) -> str:
-        def shown(value):
-            if not isinstance(value, Tensor): return value
-            return f'tensor{tuple(value.shape)}' if value.ndim else f'{value.item():g}'
-        return ', '.join(f'{name}={shown(value)}' for name, value in self.settings().items() if value is not None)
+        return ', '.join(f'{name}={_shown(value)}' for name, value in self.settings().items() if value is not None)
 
 # %% ../nbs/00_loss.ipynb #10ef4d78
 class AsymmetricLossMultiLabel(_Loss):
@@ -91,6 +93,9 @@ class AsymmetricLossMultiLabel(_Loss):
         Dimension of the logits that the classes are in: the last, or 1 for maps (N, C, H, W).
     thresh
         Probability above which `decodes` says that a label is there, in [0, 1]; a number or (C,). Not part of the loss.
+    kept
+        The share of the labels of a class that people wrote down, in (0, 1]; a number or (C,). Not part of the loss:
+        `posterior`, `threshold`, `prior_logit` and `activation` then speak of all labels, and not of those written.
 
     Raises
     ------
@@ -107,19 +112,25 @@ class AsymmetricLossMultiLabel(_Loss):
     gamma_pos:float|Tensor
     clip:float|Tensor|None
     ignore_index:int
+    kept:float|Tensor
 
     def __init__(self, gamma_neg:float|Tensor=4, gamma_pos:float|Tensor=1, clip:float|Tensor|None=0.05,
             eps:float|None=None, disable_torch_grad_focal_loss:bool=False, smoothing:float=0., reduction:str='sum',
             weight:float|Tensor|None=None, pos_weight:float|Tensor|None=None, ignore_index:int=-100, *,
-            class_dim:int=-1, thresh:float|Tensor=.5):
+            class_dim:int=-1, thresh:float|Tensor=.5, kept:float|Tensor=1.):
         super().__init__(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, eps=eps,
             disable_torch_grad_focal_loss=disable_torch_grad_focal_loss, smoothing=smoothing, reduction=reduction,
             weight=weight, pos_weight=pos_weight, ignore_index=ignore_index)
         check_class_dim(class_dim)
         self.class_dim = class_dim
-        like = thresh.new_empty(0, thresh.numel()) if isinstance(thresh, Tensor) else torch.empty(0, 1)
-        check_setting('thresh', thresh, like, torch.float32)
-        self._keep('thresh', thresh)
+        self._keep_checked('thresh', thresh)
+        self._keep_checked('kept', kept)
+
+    def _keep_checked(self, name, value):
+        "Keep what is no setting of the function, which would check it"
+        like = value.new_empty(0, value.numel()) if isinstance(value, Tensor) else torch.empty(0, 1)
+        check_setting(name, value, like, torch.float32)
+        self._keep(name, value)
 
     def forward(self, input:Tensor, target:Tensor) -> Tensor:
         "The loss of logits and targets, (..., C), or with the classes in `class_dim`."
@@ -127,10 +138,12 @@ class AsymmetricLossMultiLabel(_Loss):
 
     def extra_repr(self) -> str:
         settings = super().extra_repr()
-        return settings if self.class_dim == -1 else f'{settings}, class_dim={self.class_dim}'
+        if self.class_dim != -1: settings += f', class_dim={self.class_dim}'
+        all_kept = not isinstance(self.kept, Tensor) and self.kept == 1
+        return settings if all_kept else f'{settings}, kept={_shown(self.kept)}'
 
     def _link(self) -> LinkSettings:
-        "The settings that decide what a score means"
+        "What decides what a score means"
         return cast(LinkSettings, {name: getattr(self, name) for name in LINK_SETTINGS})
 
     def posterior(self, input:Tensor) -> Tensor:
@@ -139,7 +152,7 @@ class AsymmetricLossMultiLabel(_Loss):
         return classes_back(posterior(classes_last(input, self.class_dim), **self._link()), self.class_dim)
 
     def prior_logit(self, prior:float|Tensor) -> float|Tensor:
-        "The logit that means the probability `prior`, in (0, 1): where a bias should start. A number for a number."
+        "The logit that means the probability `prior`, in (0, 1): the inverse of `posterior`. A number for a number."
         return prior_logit(prior, **self._link())
 
     def threshold(self, probability:float|Tensor=.5) -> float|Tensor:
@@ -235,9 +248,10 @@ def init_prior_(head:nn.Module, prior:float|Tensor, loss:AsymmetricLossMultiLabe
     head
         The last layer: anything with a bias of one number a class, such as a Linear or a convolution.
     prior
-        Share of positives, above 0 and below 1; a number, or (C,) as from `class_prior`.
+        Share of positives in the labels as they are written down, above 0 and below 1; a number, or (C,) as from
+        `class_prior`.
     loss
-        The loss that the model will be trained with.
+        The loss that the model will be trained with. Its `kept` makes no difference: training sees what is written.
 
     Returns
     -------
@@ -253,7 +267,9 @@ def init_prior_(head:nn.Module, prior:float|Tensor, loss:AsymmetricLossMultiLabe
     if not isinstance(bias, Tensor): raise ValueError(f'head: got {head}, needs a layer with a bias')
     if not isinstance(loss, AsymmetricLossMultiLabel):
         raise TypeError(f'loss: got {type(loss).__name__}, needs an AsymmetricLossMultiLabel')
-    value = torch.as_tensor(loss.prior_logit(prior))
+    settings = loss._link()
+    settings['kept'] = 1.
+    value = torch.as_tensor(prior_logit(prior, **settings))
     if value.shape not in ((), bias.shape):
         raise ValueError(f'prior: got shape {tuple(value.shape)}, needs a number or {tuple(bias.shape)}')
     with torch.no_grad(): bias.copy_(value)

@@ -34,6 +34,7 @@ class Link(NamedTuple):
     pos_weight: float|Tensor
     smoothing: float
     detach: bool
+    kept: float|Tensor = 1.
 
 def _log(value):
     "The logarithm of a number or of a tensor"
@@ -41,7 +42,7 @@ def _log(value):
 
 def _log_odds(z, link):
     "Eq. (4) of logits (..., C): -inf where p <= m"
-    gamma_neg, gamma_pos, clip, pos_weight, _, detach = link
+    gamma_neg, gamma_pos, clip, pos_weight, _, detach, _ = link
     z = finite_logits(z)                                       # infinite ones have the limit that is reached there
     log_p = -softplus(-z)
     log_q = -softplus(z)
@@ -69,13 +70,14 @@ def _check_fits(name, value, fits, needs):
 def check_link(
     input:Tensor, dtype:torch.dtype, gamma_neg:float|Tensor=4., gamma_pos:float|Tensor=1., clip:float|Tensor|None=0.05,
     *, eps:float|None=None, disable_torch_grad_focal_loss:bool=False, smoothing:float=0.,
-    pos_weight:float|Tensor|None=None,
+    pos_weight:float|Tensor|None=None, kept:float|Tensor=1.,
 ) -> Link:
     "The settings by which logits (..., C) are read, checked; tensors in dtype"
     like = input if input.ndim else input.view(1)
     def checked(name, value): return cast('float|Tensor', check_setting(name, value, like, dtype))
     link = Link(checked('gamma_neg', gamma_neg), checked('gamma_pos', gamma_pos), checked('clip', clip),
-        checked('pos_weight', pos_weight), cast(float, checked('smoothing', smoothing)), disable_torch_grad_focal_loss)
+        checked('pos_weight', pos_weight), cast(float, checked('smoothing', smoothing)), disable_torch_grad_focal_loss,
+        checked('kept', kept))
     clamp = checked('eps', 0. if eps is None else eps)
     _check_fits('pos_weight', link.pos_weight, lambda v: v > 0, 'a number > 0')
     _check_fits('smoothing', link.smoothing, lambda v: v < 1, 'less than 1, where all labels are alike')
@@ -85,13 +87,13 @@ def check_link(
     return link
 
 # %% ../nbs/02_posterior.ipynb #59317112
-def _smoothed(probability, smoothing):
-    "The mean target that smoothing makes of a label's probability"
-    return probability*(1-smoothing)+smoothing/2
+def _target_of(probability, link):
+    "The mean target of a label of this probability: only some are written down, and smoothing moves what is"
+    return probability*link.kept*(1-link.smoothing)+link.smoothing/2
 
-def _before_smoothing(probability, smoothing):
-    "The inverse of `_smoothed`; beyond 0 and 1 where no label leads to such a target"
-    return (probability-smoothing/2)/(1-smoothing)
+def _probability_of(target, link):
+    "The inverse of `_target_of`; beyond 0 and 1 where no label leads to such a target"
+    return (target-link.smoothing/2)/(1-link.smoothing)/link.kept
 
 # %% ../nbs/02_posterior.ipynb #613a0457
 class KeywordSettings(TypedDict, total=False):
@@ -100,9 +102,10 @@ class KeywordSettings(TypedDict, total=False):
     disable_torch_grad_focal_loss:bool
     smoothing:float
     pos_weight:float|Tensor|None
+    kept:float|Tensor
 
 class LinkSettings(KeywordSettings, total=False):
-    "The settings of the multi-label loss that decide what a score means"
+    "What decides what a score means: settings of the multi-label loss, and the share of labels that was written down"
     gamma_neg:float|Tensor
     gamma_pos:float|Tensor
     clip:float|Tensor|None
@@ -113,7 +116,7 @@ LINK_SETTINGS = tuple(LinkSettings.__annotations__)
 def posterior(
     input:Tensor, gamma_neg:float|Tensor=4., gamma_pos:float|Tensor=1., clip:float|Tensor|None=0.05, *,
     eps:float|None=None, disable_torch_grad_focal_loss:bool=False, smoothing:float=0.,
-    pos_weight:float|Tensor|None=None,
+    pos_weight:float|Tensor|None=None, kept:float|Tensor=1.,
 ) -> Tensor:
     """The probability of each label that a model trained with the asymmetric loss means by its logits.
 
@@ -127,6 +130,10 @@ def posterior(
         The same, but at most `clip`: then the clamp is never felt.
     smoothing
         The same. It is undone: the answer is the probability of the label before smoothing.
+    kept
+        The share of the labels of a class that people wrote down, in (0, 1]; a number or (C,), such as
+        `label_frequency` finds. The answer is the probability that a label is there, written down or not, and at
+        most 1. Positives are taken to be forgotten at random within a class.
 
     Returns
     -------
@@ -140,12 +147,14 @@ def posterior(
     """
     if is_stand_in(input):
         return handle_torch_function(posterior, (input,), input, gamma_neg, gamma_pos, clip, eps=eps,
-            disable_torch_grad_focal_loss=disable_torch_grad_focal_loss, smoothing=smoothing, pos_weight=pos_weight)
+            disable_torch_grad_focal_loss=disable_torch_grad_focal_loss, smoothing=smoothing, pos_weight=pos_weight,
+            kept=kept)
     z = check_logits(input)
     link = check_link(z, z.dtype, gamma_neg, gamma_pos, clip, eps=eps, smoothing=smoothing, pos_weight=pos_weight,
-        disable_torch_grad_focal_loss=disable_torch_grad_focal_loss)
-    smoothed = torch.sigmoid(_log_odds(z, link))
-    return _before_smoothing(smoothed, link.smoothing).clamp(0, 1) if link.smoothing else smoothed
+        disable_torch_grad_focal_loss=disable_torch_grad_focal_loss, kept=kept)
+    target = torch.sigmoid(_log_odds(z, link))
+    is_the_label = not link.smoothing and not isinstance(link.kept, Tensor) and link.kept == 1
+    return target if is_the_label else _probability_of(target, link).clamp(0, 1)
 
 # %% ../nbs/02_posterior.ipynb #2ef7169d
 HALVINGS = 90                  # more than it takes to halve 2e6 down to the distance of neighbouring floats
@@ -193,17 +202,17 @@ def _inverse(value, name, settings, reached=True) -> Tensor:
     probability = _as_probability(value, name, settings)
     link = check_link(probability, probability.dtype, **settings)
     def log_odds(z): return _log_odds(z, link)
-    wanted = torch.logit(_smoothed(probability, link.smoothing))
+    wanted = torch.logit(_target_of(probability, link))
     ceiling = log_odds(torch.full_like(probability, LARGEST_LOGIT))
-    most = _before_smoothing(torch.sigmoid(ceiling), link.smoothing).min().item()
+    most = _probability_of(torch.sigmoid(ceiling), link).min().item()
     needs = f'less than {most:.6g}, the most that a score can mean with these settings'
     raise_where(wanted >= ceiling, probability, name, needs)
     logit = _halve(log_odds, wanted, -LARGEST_LOGIT, LARGEST_LOGIT)
     if not reached: return logit
     found = log_odds(logit)
     beyond = found > wanted+REACHED
-    floor = torch.where(beyond, found, -math.inf).max()
-    least = _before_smoothing(torch.sigmoid(floor), link.smoothing).item()
+    floor = _probability_of(torch.sigmoid(found), link)
+    least = torch.where(beyond, floor, -math.inf).max().item()
     needs = f'at least {least:.6g}, the least that a score above the margin means with these settings'
     raise_where(beyond, probability, name, needs)
     return logit
@@ -331,8 +340,8 @@ def gamma_for_prior(
     _check_fits('clip', link.clip, lambda v: v < .5, 'less than 1/2, or the score 1/2 lies below the margin')
     undecided = torch.zeros_like(probability)
     def minus_log_odds(gamma): return -_log_odds(undecided, link._replace(gamma_neg=gamma))
-    wanted = -torch.logit(_smoothed(probability, link.smoothing))
-    most = _before_smoothing(torch.sigmoid(-minus_log_odds(torch.zeros_like(probability))), link.smoothing)
+    wanted = -torch.logit(_target_of(probability, link))
+    most = _probability_of(torch.sigmoid(-minus_log_odds(torch.zeros_like(probability))), link)
     raise_where(probability > most, probability, 'prior', f'at most {most.min().item():.6g}, which gamma_neg=0 gives')
     return _of_same_kind(_halve(minus_log_odds, wanted, 0., LARGEST_GAMMA), prior)
 

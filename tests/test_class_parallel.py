@@ -147,7 +147,7 @@ def check(head, hidden, k, layout):
     assert all(len(set(row)) == k for row in classes.tolist())
     return classes
 
-for settings in (dict(clip=0.), dict(gamma_neg=each, clip=each/40)):
+for settings in (dict(clip=0.), dict(gamma_neg=each, clip=each/40), dict(kept=1-each/5)):
     for dtype, layout in ((torch.float32, Replicate()), (torch.bfloat16, Shard(0))):
         head = LinearAsymmetricLoss(8, C, budget=2**12, dtype=dtype, **settings)      # tiles of 16 classes
         with torch.no_grad(): head.weight.normal_()

@@ -58,7 +58,8 @@ def test_one_label_is_as_in_torch(settings):
     for a, b in zip(got, want): np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
 
 @pytest.mark.parametrize('settings', [{}, dict(gamma_neg=2., gamma_pos=.5, clip=0., smoothing=.1, pos_weight=2.),
-    dict(gamma_neg=4*each, clip=each/10, disable_torch_grad_focal_loss=True)])
+    dict(gamma_neg=4*each, clip=each/10, disable_torch_grad_focal_loss=True), dict(kept=.4),
+    dict(kept=each/2, smoothing=.1)])
 def test_posteriors_are_as_in_torch(settings):
     z, *_ = data()
     want = torch_posterior(torch.tensor(z), **tensors(settings))
@@ -109,6 +110,9 @@ def test_gradients_of_settings():
     (lambda z, _, t: ours.asymmetric_loss_single_label(z, t > 0), TypeError, 'target: got torch.bool'),
     (lambda z, _y, _t: ours.posterior(z, class_dim=2), ValueError, 'class_dim: got 2'),
     (lambda z, _y, _t: ours.posterior(z, pos_weight=0), ValueError, 'pos_weight: got 0'),
+    (lambda z, _y, _t: ours.posterior(z, kept=0.), ValueError, 'kept: got 0'),
+    (lambda z, _y, _t: ours.posterior(z, kept=True), TypeError, 'kept: got bool'),
+    (lambda z, _y, _t: ours.posterior(z, kept=each[:2]), ValueError, 'kept: got shape'),
     (lambda z, _, t: ours.asymmetric_loss_single_label(z, t*1.), TypeError, 'target: got torch.float64'),
     (lambda z, _, t: ours.asymmetric_loss_single_label(z, t, reduction='batchmean'), ValueError, 'reduction'),
     (lambda z, _y, _t: ours.posterior(z, smoothing=1.), ValueError, 'smoothing'),

@@ -14,6 +14,7 @@ from asl.ops import checks
 
 N, C, D = 40, 83, 8
 BUDGET = 2**12                          # bytes: three tiles of rows, six of 16 classes, the least there is
+kept = dict(kept=.75 + torch.arange(C).cos()/4)
 per_class = dict(gamma_neg=torch.linspace(0, 4, C), clip=torch.linspace(0, .1, C))
 
 @pytest.fixture(autouse=True)
@@ -26,7 +27,8 @@ def tiled_head(dtype, settings):
     hidden = torch.randn(N, D, dtype=dtype)
     return head, hidden, head.loss.posterior(F.linear(hidden.float(), head.weight.float(), head.bias.float()))
 
-@pytest.mark.parametrize('settings', [dict(clip=0.), per_class], ids=['one setting', 'settings per class'])
+@pytest.mark.parametrize('settings', [dict(clip=0.), dict(clip=0., kept=.5), per_class, kept],
+    ids=['one setting', 'one share', 'settings per class', 'shares per class'])
 @pytest.mark.parametrize('k', [1, 5, 40, C])
 def test_the_best_classes_of_many_tiles_are_those_of_the_whole_posterior(settings, k):
     head, hidden, posterior = tiled_head(torch.float32, settings)
@@ -35,7 +37,16 @@ def test_the_best_classes_of_many_tiles_are_those_of_the_whole_posterior(setting
     assert_close(values, best.values)
     assert_close(posterior.gather(1, classes), values)
     assert all(len(set(row)) == k for row in classes.tolist())
-    assert len(set(best.indices[:, 0].div(16, rounding_mode='floor').tolist())) > 3     # they are in many tiles
+    assert len(set(classes[:, 0].div(16, rounding_mode='floor').tolist())) > 3          # they are in many tiles
+
+def test_classes_that_shares_lift_to_certainty_are_not_tied():
+    shares = kept['kept']
+    head, hidden, posterior = tiled_head(torch.float32, kept)
+    _, classes = head.predict_topk(hidden, C)
+    assert ((posterior == 1).sum(1) > 1).all()
+    bare = LinearAsymmetricLoss(D, C).loss.posterior(F.linear(hidden, head.weight, head.bias))
+    ratio = (bare/shares).gather(1, classes)
+    assert (ratio.diff(dim=1) <= 0).all()
 
 @pytest.mark.parametrize('settings', [dict(clip=0.), per_class], ids=['one setting', 'settings per class'])
 def test_bfloat16_heads_are_ranked_in_float32(settings):

@@ -42,6 +42,43 @@ def test_many_labels_are_the_functions():
     assert_close(loss.prior_logit(.2), prior_logit(.2, **link))
     assert (loss.posterior(z)-posterior(z)).abs().max() > .01
 
+def test_a_share_that_was_written_down_is_no_part_of_the_loss_and_of_all_that_is_said_of_probabilities():
+    z, y, _ = data()
+    link = {name: value for name, value in multi_settings.items() if name != 'weight'}
+    bare = AsymmetricLossMultiLabel(**multi_settings)
+    for kept in (.4, each/2):
+        loss = AsymmetricLossMultiLabel(**multi_settings, kept=kept, thresh=.5)
+        assert torch.equal(loss(z, y), bare(z, y)) and 'kept' not in loss.settings()
+        want = posterior(z, **link, kept=kept)
+        for ask in (loss.posterior, loss.activation, Posterior(loss)): assert torch.equal(ask(z), want)
+        assert torch.equal(loss.decodes(loss.activation(z)), want > .5)
+        assert (loss.decodes(loss.activation(z)) != bare.decodes(bare.activation(z))).any()
+        assert_close(loss.threshold(.2), threshold(.2, **link, kept=kept))
+        assert_close(loss.prior_logit(.2), prior_logit(.2, **link, kept=kept))
+        maps = AsymmetricLossMultiLabel(**multi_settings, kept=kept, class_dim=1)
+        assert_close(maps.posterior(z.T[None]), want.T[None])
+    assert 'kept' not in repr(bare) and 'kept=tensor(5,)' in repr(loss)
+    assert 'kept=0.4' in repr(AsymmetricLossMultiLabel(kept=.4))
+
+def test_a_share_per_class_is_a_buffer_that_moves_and_keeps_its_digits():
+    loss = AsymmetricLossMultiLabel(kept=each/2)
+    assert 'kept' in loss.state_dict() and 'kept' not in AsymmetricLossMultiLabel(kept=.4).state_dict()
+    whole = nn.Sequential(nn.Linear(5, 5), Posterior(loss)).half()
+    assert torch.equal(loss.kept, each/2)
+    assert torch.equal(pickle.loads(pickle.dumps(whole))[1].loss.kept, each/2)
+    other = AsymmetricLossMultiLabel(kept=torch.ones(5))
+    other.load_state_dict(loss.state_dict())
+    z, *_ = data()
+    assert torch.equal(other.posterior(z), loss.posterior(z))
+
+def test_a_bias_starts_at_the_labels_as_they_are_written():
+    _, y, _ = data()
+    knowing, bare = AsymmetricLossMultiLabel(kept=.8), AsymmetricLossMultiLabel()
+    prior = class_prior(y)
+    biases = [init_prior_(nn.Linear(3, 5), prior, loss).bias for loss in (knowing, bare)]
+    assert torch.equal(*biases)
+    assert_close(knowing.posterior(biases[0]), prior/.8, rtol=1e-4, atol=0)
+
 def test_one_label_is_the_functions():
     z, _, t = data()
     for settings in {}, single_settings, dict(reduction='sum'), dict(ignore_index=1):

@@ -12,6 +12,7 @@ each = torch.linspace(.5, 1.5, 5, dtype=torch.float64)
 settings_multi = [{}, dict(gamma_neg=0., gamma_pos=0., clip=0.), dict(gamma_neg=2.5, gamma_pos=.5, clip=.2),
     dict(pos_weight=3.), dict(smoothing=.2), dict(eps=.01, clip=.05),
     dict(gamma_neg=4*each, gamma_pos=each, clip=each/10, pos_weight=each)]
+shares = [.4, torch.tensor(.4), each/2]
 settings_single = [{}, dict(eps=0.), dict(gamma_pos=0., gamma_neg=0.),
     dict(gamma_pos=.5, gamma_neg=2.5, eps=.3), dict(weight=each), dict(gamma_pos=each, gamma_neg=3*each, weight=each)]
 
@@ -131,6 +132,66 @@ def test_with_gamma_for_prior_the_undecided_score_means_the_prior(settings):
     of_classes = gamma_for_prior(torch.tensor([.01, .03]), **settings)
     assert of_classes[1].item() == pytest.approx(gamma, rel=1e-5) and of_classes[0] > of_classes[1]
 
+@pytest.mark.parametrize('settings', settings_multi)
+def test_labels_that_were_all_written_down_change_no_bit(settings):
+    for z in (logits(2), logits(2).float(), logits(2).half()):
+        assert torch.equal(posterior(z, **settings, kept=1.), posterior(z, **settings))
+        assert torch.equal(posterior(z, **settings, kept=1), posterior(z, **settings))
+        assert torch.equal(posterior(z, **settings, kept=torch.ones(5)), posterior(z, **settings))
+    for ask in (threshold, prior_logit):
+        found, want = (torch.as_tensor(ask(.3, **settings, **kept)) for kept in (dict(kept=1.), {}))
+        assert torch.equal(found, want)
+
+@pytest.mark.parametrize('kept', shares, ids=['number', 'scalar', 'per class'])
+@pytest.mark.parametrize('settings', settings_multi)
+def test_what_was_written_is_divided_by_the_share_that_was_and_is_at_most_1(settings, kept):
+    for z in (logits(2), logits(2).float(), logits(2).bfloat16(), logits()[:0]):
+        written, there = posterior(z, **settings), posterior(z, **settings, kept=kept)
+        assert there.dtype == written.dtype and there.shape == written.shape
+        assert_close(there, (written/kept).clamp(max=1).to(written.dtype), rtol=1e-6, atol=0)
+    assert (posterior(logits(2), **settings, kept=kept) == 1).any()
+
+@pytest.mark.parametrize('kept', shares, ids=['number', 'scalar', 'per class'])
+@pytest.mark.parametrize('settings', settings_multi)
+def test_threshold_and_prior_logit_undo_the_division(settings, kept):
+    for p in (.01, .3, .9):
+        z = torch.as_tensor(prior_logit(p, **settings, kept=kept), dtype=torch.float64)
+        assert_close(posterior(z, **settings, kept=kept), torch.full_like(z, p), rtol=2e-4, atol=0)
+        want = torch.as_tensor(kept, dtype=torch.float64)*p
+        assert_close(z.float(), prior_logit(want, **settings).float(), rtol=1e-5, atol=1e-6)
+        score = torch.as_tensor(threshold(p, **settings, kept=kept), dtype=torch.float64)
+        assert_close(score, z.sigmoid(), rtol=1e-5, atol=0)
+    assert isinstance(threshold(.5, kept=.4), float) and threshold(.5, kept=.4) == threshold(.2) < threshold(.5)
+    assert threshold(torch.tensor([.5, .1]), kept=torch.tensor([.4, 1.])).shape == (2,)
+
+def test_the_share_makes_up_for_labels_left_out():
+    "Where the expected loss of incomplete labels rests, the posterior with kept is the probability of all"
+    z = logits(2)
+    there = posterior(z, kept=each/2)
+    inside = (there > 0) & (there < 1)
+    assert expected_slope(z, there*each/2)[inside].abs().max() < 1e-12 < expected_slope(z, there)[inside].abs().max()
+
+def test_ceilings_and_floors_are_those_of_all_labels():
+    settings = dict(gamma_pos=0., disable_torch_grad_focal_loss=True)
+    most = posterior(torch.tensor([1e4], dtype=torch.float64), **settings).item()
+    assert most < .99 and isinstance(prior_logit(.99, **settings, kept=.9), float)
+    with pytest.raises(ValueError, match='prior: got 0.999, needs less than 0.99'):
+        prior_logit(.999, **settings, kept=most/.99)
+    least = prior_logit(.1, gamma_neg=0.)
+    assert prior_logit(.2, gamma_neg=0., kept=.5) == pytest.approx(least)
+    with pytest.raises(ValueError, match='prior: got 0.05, needs at least 0.08'):
+        prior_logit(.05, gamma_neg=0., kept=.5)
+    gamma = gamma_for_prior(.05, kept=.4)
+    assert gamma == gamma_for_prior(.05*.4) and posterior(torch.zeros(1), gamma, kept=.4).item() == pytest.approx(.05)
+
+def test_a_derivative_with_a_share():
+    z = torch.tensor([-2., .3, 5.], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z: posterior(z, kept=.4), z)
+    assert torch.autograd.grad(posterior(z, kept=.4)[2], z)[0].eq(0).all()
+    assert posterior(torch.tensor([math.nan]), kept=.4).isnan().all()
+    infinite = torch.tensor([-math.inf, math.inf])
+    assert posterior(infinite, kept=.4).tolist() == [0., 1.] == posterior(infinite, kept=2.**-126).tolist()
+
 def test_dtypes():
     z = logits()
     for dtype in torch.bfloat16, torch.float16, torch.float32, torch.float64:
@@ -143,6 +204,18 @@ def test_dtypes():
     (lambda: posterior(torch.ones(2).long()), TypeError, 'input: got torch.int64'),
     (lambda: posterior(torch.ones(2), smoothing=1.), ValueError, 'smoothing: got 1'),
     (lambda: posterior(torch.ones(2), pos_weight=0.), ValueError, 'pos_weight: got 0'),
+    (lambda: posterior(torch.ones(2), kept=0.), ValueError, r'kept: got 0.0, needs a number in \(0, 1\]'),
+    (lambda: posterior(torch.ones(2), kept=-.1), ValueError, 'kept: got -0.1'),
+    (lambda: posterior(torch.ones(2), kept=1.1), ValueError, 'kept: got 1.1'),
+    (lambda: posterior(torch.ones(2), kept=math.nan), ValueError, 'kept: got nan'),
+    (lambda: posterior(torch.ones(2), kept=1e-40), ValueError, 'kept: got 1e-40'),
+    (lambda: posterior(torch.ones(2), kept=True), TypeError, 'kept: got bool'),
+    (lambda: posterior(torch.ones(2), kept=None), TypeError, 'kept: got NoneType'),
+    (lambda: posterior(torch.ones(2), kept=torch.tensor([.5, 0.])), ValueError, 'kept: got 0, needs'),
+    (lambda: posterior(torch.ones(2), kept=torch.zeros(2).half()), ValueError, 'kept: got 0, needs'),
+    (lambda: posterior(torch.ones(2), kept=torch.ones(3)), ValueError, r'kept: got shape \(3,\)'),
+    (lambda: threshold(.5, kept=0.), ValueError, 'kept: got 0'),
+    (lambda: prior_logit(.5, kept=2), ValueError, 'kept: got 2'),
     (lambda: posterior(torch.ones(2), eps=.1), ValueError, 'clip: got 0.05, needs at least eps=0.1'),
     (lambda: posterior(torch.ones(2), gamma_neg=-1.), ValueError, 'gamma_neg: got -1'),
     (lambda: posterior(torch.ones(2), gamma_neg=torch.ones(3)), ValueError, r'gamma_neg: got shape \(3,\)'),

@@ -6,7 +6,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 package = Path(__file__).resolve().parents[1]/'asl'
-LIBRARY = ['', 'functional', 'posterior', 'loss', 'adaptive', 'linear', 'distributed', 'jax']
+LIBRARY = ['', 'functional', 'posterior', 'missing', 'loss', 'adaptive', 'linear', 'distributed', 'jax']
 MAY = {     # who may import whom; what stands further down may import what its line names
     'ops.torch_private': [],
     'ops.checks': ['ops.torch_private'],
@@ -19,12 +19,13 @@ MAY = {     # who may import whom; what stands further down may import what its 
     'ops.dispatch': ['ops.*'],
     'functional': ['ops.checks', 'ops.dispatch'],
     'posterior': ['ops.checks', 'ops.reference'],
+    'missing': ['ops.checks'],
     'loss': ['ops.checks', 'functional', 'posterior'],
     'adaptive': ['ops.*', 'functional', 'posterior', 'loss'],
     'linear': ['ops.*', 'functional', 'posterior', 'loss'],
     'distributed': ['ops.*', 'functional', 'posterior', 'loss', 'linear'],
     'jax': ['ops.*', 'functional', 'posterior', 'loss'],
-    '': ['functional', 'posterior', 'loss', 'adaptive', 'linear'],
+    '': ['functional', 'posterior', 'missing', 'loss', 'adaptive', 'linear'],
     'cli': [],
     'training.*': [*LIBRARY, 'cli', 'training.*'],
     'benchmark.*': [*LIBRARY, 'cli', 'benchmark.*'],

@@ -13,9 +13,10 @@ TRAINING = ['train', 'own_images::test_a_csv_trains_and_its_run_predicts',
 TESTS = {               # by module, or by room for all that stand in it: which files of tests/ are about it
     'ops.reference': [*LOSSES, 'posterior'], 'ops.checks': [*LOSSES, 'loss', 'posterior'], 'ops': LOSSES,
     'ops.tiles': ['linear'], 'functional': ['functional'], 'posterior': ['posterior'], 'loss': ['loss'],
-    'adaptive': ['adaptive'], 'jax': ['jax'], 'linear': ['linear'], 'distributed': ['class_parallel'],
-    'bench': ['bench'], 'benchmark': ['bench'], 'training.images': ['images'], 'training.labels': ['images'],
-    'training.batches': ['images'], 'training.figures': ['figures'], 'training.page': ['figures'],
+    'missing': ['missing'], 'adaptive': ['adaptive'], 'jax': ['jax'], 'linear': ['linear'],
+    'distributed': ['class_parallel'], 'bench': ['bench'], 'benchmark': ['bench'],
+    'training.images': ['images'], 'training.labels': ['images'], 'training.batches': ['images'],
+    'training.figures': ['figures'], 'training.page': ['figures'],
     'training': TRAINING, 'train': ['train'], 'predict': TRAINING, 'cli': ['bench'],
 }
 OTHER = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Lt: ast.LtE, ast.LtE: ast.Lt,

@@ -74,12 +74,15 @@ def classes_back(x:Tensor, class_dim:int) -> Tensor:
     return x if class_dim == -1 else x.movedim(x.ndim-1, class_dim % x.ndim)
 
 # %% ../../nbs/20_ops.checks.ipynb #c92774b1
+SMALLEST = 2.**-126                # of normal float32 numbers; a smaller share would be divided by as if it were 0
+
 _gamma = 'a finite number >= 0', lambda value: (value >= 0) & (value < math.inf)
 _share = 'a number in [0, 1]', lambda value: (value >= 0) & (value <= 1)
 _below_1 = 'a number in [0, 1)', lambda value: (value >= 0) & (value < 1)
+_kept = 'a number in (0, 1]', lambda value: (value > 0) & (value >= SMALLEST) & (value <= 1)
 _weight = 'a finite number >= 0, or a tensor of such', _gamma[1]
 RANGES = dict(gamma_neg=_gamma, gamma_pos=_gamma, clip=_below_1, eps=_share, smoothing=_share, thresh=_share,
-    weight=_weight, class_weight=_weight, pos_weight=_weight)
+    kept=_kept, weight=_weight, class_weight=_weight, pos_weight=_weight)
 _WITHOUT = dict(clip=0., weight=1., class_weight=1., pos_weight=1.)     # what None stands for
 
 # %% ../../nbs/20_ops.checks.ipynb #a97da6f2
@@ -144,14 +147,14 @@ def within_0_and_1(y:Tensor) -> Tensor:
     "y clamped; at 0 and 1 it has a derivative, which that of torch.clamp lacks"
     return torch.where(y < 0, 0., torch.where(y > 1, 1., y))
 
-def known_labels(target:Tensor, dtype:torch.dtype, ignore_index:int) -> tuple[Tensor, Tensor|None]:
+def known_labels(target:Tensor, dtype:torch.dtype, ignore_index:int, name:str='target') -> tuple[Tensor, Tensor|None]:
     "Targets as numbers in [0, 1], and which of them count, both in the shape of target; None: all count"
     known = known_entries(target, ignore_index)
     y = target.to(dtype)
     if target.dtype == torch.bool: return y, None
     slack = label_slack(target)
     wrong = ~((y >= -slack) & (y <= 1+slack))
-    raise_where(wrong if known is None else known & wrong, y, 'target', invalid_target(ignore_index))
+    raise_where(wrong if known is None else known & wrong, y, name, invalid_target(ignore_index))
     if known is not None: y = torch.where(known, y, 0.)
     return within_0_and_1(y), known
 

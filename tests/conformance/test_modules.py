@@ -24,6 +24,8 @@ LOSSES = {
     'multi': (lambda: AsymmetricLossMultiLabel(), float_z, float_y),
     'multi, tensors': (lambda: AsymmetricLossMultiLabel(each*4, each*1, each/9, weight=each/2, pos_weight=2*each),
         float_z, float_y),
+    'multi, kept': (lambda: AsymmetricLossMultiLabel(kept=each/9, smoothing=.1), float_z, float_y),
+    'multi, kept of all': (lambda: AsymmetricLossMultiLabel(kept=.3), float_z, float_y),
     'multi, mean': (lambda: AsymmetricLossMultiLabel(reduction='mean', clip=None, weight=2.), float_z, float_y),
     'multi, maps': (lambda: AsymmetricLossMultiLabel(weight=each, class_dim=1, reduction='batchmean'),
         maps, map_labels),
