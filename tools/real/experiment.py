@@ -1,6 +1,7 @@
 """Losses on frozen features of real data: every loss at rates up to where it gets worse, all seeds at once.
 
-    python tools/real/experiment.py --out benchmarks/real.jsonl           all cells that the file lacks; hours
+    python tools/real/experiment.py --out real.jsonl                      all cells that the file lacks; hours
+    python tools/real/experiment.py --out real.jsonl --collect benchmarks/real.json      the record that the page reads
     python tools/real/experiment.py --sets scene --ways linear            some of them, printed
     python tools/real/experiment.py --small                               two minutes, printed
 
@@ -89,11 +90,12 @@ def machine() -> dict[str, str]:
     cpu = lines[0].split(':')[1].strip() if lines else platform.machine()
     return dict(cpu=cpu, python=platform.python_version(), torch=torch.__version__, date=str(date.today()))
 
+def cell_of(line:dict) -> Cell: return Cell(*(line[name] for name in Cell._fields))
+
 def done(path:Path|None) -> set[Cell]:
     "The cells that a file has"
     if path is None or not path.exists(): return set()
-    lines = map(json.loads, path.read_text().splitlines())
-    return {Cell(*(line[name] for name in Cell._fields)) for line in lines}
+    return set(map(cell_of, map(json.loads, path.read_text().splitlines())))
 
 def claimed(path:Path|None, group:tuple) -> Any:
     "Whether no other process works at these cells of the file: a lock to hold, or None"
@@ -128,14 +130,29 @@ def work(cells:list[Cell], seeds:int, out:Path|None):
                 with open(out, 'a') as file: file.write(json.dumps(result)+'\n')
             print(shown(result), flush=True)
 
+def collect(lines:Path, path:Path):
+    "The cells of a file of lines as one JSON, in the order of the plan; what all have in common stands once"
+    cells = {cell_of(line): line for line in map(json.loads, lines.read_text().splitlines())}
+    found = [cells[cell] for cell in plan() if cell in cells]
+    for each in found:                  # measures by name, each with its seeds
+        tests = each['test']
+        each['test'] = {name: [round(test[name], 2) for test in tests] for name in tests[0]}
+    machines = [each.pop('machine') for each in found]
+    whole = dict(command='python tools/real/experiment.py --out real.jsonl', machines=[dict(each)
+        for each in dict.fromkeys(tuple(machine.items()) for machine in machines)])
+    text = ',\n'.join(json.dumps(each, separators=(',', ':')) for each in found)
+    path.write_text(json.dumps(whole, indent=1)[:-2] + ',\n "cells": [\n' + text + '\n]}\n')
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, help='append to this file, and skip what it has')
     lists = 'sets', 'ways', 'labels', 'lengths', 'losses'
     for name in lists: parser.add_argument('--'+name, help='only these, commas between')
     parser.add_argument('--seeds', type=int, default=SEEDS)
+    parser.add_argument('--collect', type=Path, help='instead of running, write the lines of --out as one JSON')
     parser.add_argument('--small', action='store_true', help='scene and yeast, linear, three seeds')
     options = parser.parse_args()
+    if options.collect: return collect(options.out, options.collect)
     if options.small: options.sets, options.ways, options.lengths, options.seeds = 'scene,yeast', 'linear', '1', 3
     torch.set_num_threads(1)
     asked = [getattr(options, name) for name in lists]
