@@ -8,7 +8,7 @@
 A cell is a set, a way, a kind of labels, a length and a loss: one line of the file. Several processes may work at one
 file. nbs/15_real.ipynb says what is done and why, and did so before it was.
 """
-import argparse, fcntl, json, platform, sys, time
+import argparse, fcntl, json, platform, re, sys, time
 from datetime import date
 from itertools import product
 from pathlib import Path
@@ -28,6 +28,7 @@ MOST_RATES = 12                         # of a loss: while its best is at the ed
 EPOCHS = dict(scene=40, yeast=40, enron=40, clipart=20, emoji=20, goemotions=10, imdb=10, debtags=10)
 FORGETFUL = ['clipart', 'emoji', 'goemotions', 'debtags']
 LABELS = ['kept 25', 'generic forgotten', 'kept 50', 'kept 75', 'wrong 10']
+LISTS = 'sets', 'ways', 'labels', 'lengths', 'losses'       # options that choose cells, one for each of their fields
 MAIN = ['BCE', 'BCE + prior', 'focal + prior', 'ASL', 'ASL + prior', 'ASL (4, 0) + prior', 'Hill + prior']
 
 class Cell(NamedTuple):
@@ -45,12 +46,12 @@ def plan() -> list[Cell]:
         for length, way, name, loss in product([.5, 2.], RATES, FORGETFUL, MAIN)]
     return whole + forgotten + lengths
 
-def beyond(means:dict[float, float]) -> list[float]:
-    "Rates to try next, beyond the edge at which the best one lies; of mAP by rate"
+def beyond(means:dict[float, float], n:int=2) -> list[float]:
+    "The n rates to try next, beyond the edge at which the best one lies; of mAP by rate"
     best = max(means, key=means.__getitem__)
     if len(means) >= MOST_RATES: return []
-    if best == max(means): return [2*best, 4*best]
-    return [best/4, best/2] if best == min(means) else []
+    if best == max(means): return [best*2**i for i in range(1, n+1)]
+    return [best/2**i for i in range(n, 0, -1)] if best == min(means) else []
 
 class Tried(NamedTuple):
     "Of a rate, all seeds"
@@ -59,7 +60,10 @@ class Tried(NamedTuple):
 
 def tested(loss:str, part:Part, tensors) -> dict[str, float]:
     "A model on the test part of its seed"
-    z, z_valid = (of_part(tensors, [part], 0, 0, which) for which in ('test', 'valid'))
+    return measured(loss, part, *(of_part(tensors, [part], 0, 0, which) for which in ('test', 'valid')))
+
+def measured(loss:str, part:Part, z:torch.Tensor, z_valid:torch.Tensor) -> dict[str, float]:
+    "Logits for the test and the validation part, (n, C), that a network has after training with this loss"
     posterior = loss_of(loss, priors([part])).posterior
     p, p_valid = (posterior(each[None])[0] for each in (z, z_valid))
     return measures(z, p, part.true[part.test], z_valid, p_valid, part.labels[part.valid] > 0,
@@ -133,7 +137,9 @@ def work(cells:list[Cell], seeds:int, out:Path|None):
 def collect(lines:Path, path:Path):
     "The cells of a file of lines as one JSON, in the order of the plan; what all have in common stands once"
     cells = {cell_of(line): line for line in map(json.loads, lines.read_text().splitlines())}
-    found = [cells[cell] for cell in plan() if cell in cells]
+    planned = plan()
+    others = sorted(cells.keys()-set(planned))     # of finetune.py
+    found = [cells[cell] for cell in planned+others if cell in cells]
     for each in found:                  # measures by name, each with its seeds
         tests = each['test']
         each['test'] = {name: [round(test[name], 2) for test in tests] for name in tests[0]}
@@ -143,22 +149,31 @@ def collect(lines:Path, path:Path):
     text = ',\n'.join(json.dumps(each, separators=(',', ':')) for each in found)
     path.write_text(json.dumps(whole, indent=1)[:-2] + ',\n "cells": [\n' + text + '\n]}\n')
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command_line(about:str, seeds:int) -> argparse.ArgumentParser:
+    "What both programs are told"
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, help='append to this file, and skip what it has')
-    lists = 'sets', 'ways', 'labels', 'lengths', 'losses'
-    for name in lists: parser.add_argument('--'+name, help='only these, commas between')
-    parser.add_argument('--seeds', type=int, default=SEEDS)
+    for name in LISTS: parser.add_argument('--'+name, help='only these, commas between')
+    parser.add_argument('--seeds', type=int, default=seeds)
+    return parser
+
+def chosen(cells:list[Cell], options:argparse.Namespace) -> list[Cell]:
+    "Those that the command line asks for"
+    asked = [getattr(options, name) for name in LISTS]
+    def wanted(value, only):
+        if only is None: return True
+        name = f'{value:g}' if isinstance(value, float) else value
+        return name in re.split(',(?! )', only)                 # a comma in the name of a loss has a space behind it
+    return [cell for cell in cells if all(map(wanted, cell, asked))]
+
+def main():
+    parser = command_line(__doc__, SEEDS)
     parser.add_argument('--collect', type=Path, help='instead of running, write the lines of --out as one JSON')
     parser.add_argument('--small', action='store_true', help='scene and yeast, linear, three seeds')
     options = parser.parse_args()
     if options.collect: return collect(options.out, options.collect)
     if options.small: options.sets, options.ways, options.lengths, options.seeds = 'scene,yeast', 'linear', '1', 3
     torch.set_num_threads(1)
-    asked = [getattr(options, name) for name in lists]
-    def wanted(cell):
-        return all(only is None or f'{value:g}' in only.split(',') if isinstance(value, float) else
-            only is None or value in only.split(',') for value, only in zip(cell, asked))
-    work([cell for cell in plan() if wanted(cell)], options.seeds, options.out)
+    work(chosen(plan(), options), options.seeds, options.out)
 
 if __name__ == '__main__': main()

@@ -1,4 +1,5 @@
 """The parts of a set for a seed: what is trained on, and what people wrote of it"""
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -56,8 +57,9 @@ def components(x:Tensor, train:Tensor) -> Tensor:
         x = x@directions
     return x/x[train].square().mean().sqrt()
 
-def part_of(data, labels:str, seed:int) -> Part:
+def part_of(data, labels:str, seed:int, prepared:Callable=components) -> Part:
+    "Of a RealSet; its features are prepared as they are for a linear layer, if nothing else is said"
     train, valid, test = divided(data.groups, seed)
     written = corrupted(data.labels, labels, torch.Generator().manual_seed(1000+seed))
-    return Part(components(data.features, train), train, valid, test, written.float(), data.labels,
+    return Part(prepared(data.features, train), train, valid, test, written.float(), data.labels,
         written_share(data.labels, labels))
