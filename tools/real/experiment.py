@@ -8,7 +8,7 @@
 A cell is a set, a way, a kind of labels, a length and a loss: one line of the file. Several processes may work at one
 file. nbs/15_real.ipynb says what is done and why, and did so before it was.
 """
-import argparse, fcntl, json, platform, sys, time
+import argparse, fcntl, json, platform, re, sys, time
 from datetime import date
 from itertools import product
 from pathlib import Path
@@ -156,9 +156,10 @@ def main():
     if options.small: options.sets, options.ways, options.lengths, options.seeds = 'scene,yeast', 'linear', '1', 3
     torch.set_num_threads(1)
     asked = [getattr(options, name) for name in lists]
+    asked = [None if only is None else re.split(r',(?! )', only) for only in asked]          # "ASL (4, 0)" is one loss
     def wanted(cell):
-        return all(only is None or f'{value:g}' in only.split(',') if isinstance(value, float) else
-            only is None or value in only.split(',') for value, only in zip(cell, asked))
+        return all(only is None or (f'{value:g}' if isinstance(value, float) else value) in only
+            for value, only in zip(cell, asked))
     work([cell for cell in plan() if wanted(cell)], options.seeds, options.out)
 
 if __name__ == '__main__': main()
