@@ -1,14 +1,17 @@
-"The real data's parsers, on texts of a few lines: what is downloaded is not needed here"
-import bz2, sys
+"The real data's parsers, on texts of a few lines, and the judgement, on numbers by hand: no download is needed here"
+import bz2, json, sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 sys.path.append(str(Path(__file__).parents[1]/'tools'))
-from real import data
+from real import data, picture
 from real.features import as_tensor, groups, plain, square
+from real.judge import VALID, critical_difference, friedman, mean_ranks, over_seeds, over_sets
+from real.record import Record, both, by_block, by_set, overall
 from real.sources import characters, drawing_keywords, keyword_table, label_table
 from real.sources import read_arff, read_table, read_tsv, tagged_packages
 
@@ -147,3 +150,94 @@ def test_what_is_built_is_loaded(tmp_path, monkeypatch, capsys):
     assert found.items[7] == 'row 7' and found.second is None
     data.print_table([data.row(found)])
     assert '| scene | 8       | 4      | 2       | 50.00       | 1.00' in capsys.readouterr().out
+    data.write_table([data.row(found)], tmp_path/'sets.json')
+    assert json.loads((tmp_path/'sets.json').read_text())[0]['positive, %'] == '50.00'
+
+def test_what_a_second_vocabulary_misses_is_counted():
+    labels = torch.tensor([[1, 0, 1], [1, 0, 0]]).bool()
+    found = data.RealSet('toy', torch.zeros(2, 1), labels, torch.arange(2), ['a', 'b', 'c'], '', '', [])
+    assert data.written(found) == ''
+    second = torch.tensor([[1, 1, 0], [1, 1, 1]]).bool()                # the last class is rare there, and not counted
+    assert data.written(found._replace(second=second, in_second=torch.tensor([True, True, False]))) == '50'
+
+# The judgement
+
+def test_an_interval_over_seeds_knows_that_parts_overlap():
+    found = over_seeds([1., 2, 3])                                      # s = 1, t = 4.3027 with 2 degrees of freedom
+    assert found.mean == 2 and found.n == 3
+    assert found.half == pytest.approx(4.3027*(1/3 + 25/60)**.5, rel=1e-4)
+    assert over_seeds([1., 2, 3], VALID).half == pytest.approx(4.3027*(1/3 + 15/60)**.5, rel=1e-4)
+    ten = over_seeds([0.]*5 + [1.]*5)                                   # 2.3 times as wide as if they did not
+    assert ten.half/over_sets([0.]*5 + [1.]*5).half == pytest.approx((1 + 10*25/60)**.5)
+
+@pytest.mark.parametrize('differences, word', [
+    ([1., 1.1, .9, 1.], 'leads'), ([-1., -1.1, -.9, -1.], 'behind'), ([1., -1.1, .9, -1.], 'no difference seen')])
+@pytest.mark.parametrize('judged', [over_seeds, over_sets])
+def test_a_judgement_can_come_out_all_three_ways(judged, differences, word):
+    assert judged(differences).word == word
+
+def test_what_may_be_there_unseen_is_the_far_end_of_the_interval():
+    found = over_sets([-1., 0, 2.5])
+    assert found.word == 'no difference seen' and found.hidden == found.high > abs(found.low)
+    assert found.half == pytest.approx(4.3027*np.std([-1, 0, 2.5], ddof=1)/3**.5, rel=1e-4)
+
+def test_what_could_have_been_seen_is_by_hand():
+    assert over_sets([0., 1, 2]).visible == pytest.approx(over_sets([0., 1, 2]).half*(1 + 1.0607/4.3027), rel=1e-4)
+
+@pytest.mark.parametrize('judged', [over_seeds, over_sets])
+def test_of_one_value_nothing_is_said(judged):
+    assert judged([5.]).word == 'no difference seen' and judged([5.]).hidden == float('inf')
+
+def test_ranks_are_shared_by_equals():
+    assert mean_ranks([[3, 1, 2], [5, 5, 1]]).tolist() == [1.25, 2.25, 2.5]
+
+def test_the_critical_difference_is_that_of_the_paper():
+    assert critical_difference(4, 14) == pytest.approx(1.25, abs=.005)   # Demsar 2006, 3.2.4: 4 learners, 14 sets
+
+def test_friedmans_test_is_that_of_the_paper():
+    ranks = [3.143, 2., 2.893, 1.964]                                   # the same: F = 3.69 with 3 and 39 degrees
+    assert friedman(ranks, 14) == pytest.approx(.0197, abs=5e-4)
+    assert friedman([2., 2, 2], 5) == 1 and friedman([1., 2, 3], 5) == 0
+
+@pytest.fixture
+def record(tmp_path):
+    "Two sets, two ways, two seeds: b is 1 better than a in x, 3 in y; of y there is one way"
+    cells = []
+    for loss, more in (('a', 0), ('b', 1)):
+        for name, way, times in (('x', 'linear', 1), ('x', 'mlp', 1), ('y', 'mlp', 3)):
+            maps = [50.+more*times, 60.+more*times]
+            cells.append(dict(set=name, way=way, labels='all', length=1., loss=loss, rate=.002, edge=False,
+                test=dict(mAP=maps, ECE=[9., 9.]), valid={'0.001': [40., 40.], '0.002': maps}, curve=[[1, 2], [1, 2]]))
+    (tmp_path/'r.json').write_text(json.dumps(dict(machines=[], command='', cells=cells)))
+    return Record(tmp_path/'r.json')
+
+def test_differences_are_paired_by_seed_and_averaged_by_set(record):
+    lead = record.less('b', 'a')
+    blocks = by_block(lead, ['x', 'y', 'z'])
+    means = {block: found.mean for block, found in blocks.items()}
+    assert means == {('x', 'linear'): 1, ('x', 'mlp'): 1, ('y', 'mlp'): 3}
+    assert {found.word for found in blocks.values()} == {'leads'}       # by the same in each seed
+    assert by_set(lead, ['x', 'y', 'z']) == dict(x=1, y=3)
+    assert overall(lead, ['x', 'y', 'z'])[::2] == (2, 2) and overall(lead, ['z']) is None
+    assert overall(record.less('a', 'b'), ['x', 'y']).mean == -2
+
+def test_what_was_not_run_is_none(record):
+    assert record.less('b', 'c')(('x', 'mlp')) is None and record.less('b', 'a', labels='kept 25')(('x', 'mlp')) is None
+    assert record.at_rate(.004, ('x', 'mlp'), 'a') is None and record.rates(('z', 'mlp'), 'a') == []
+
+def test_rates_are_found_by_their_factor(record):
+    assert record.drop('b', .5)(('y', 'mlp')).tolist() == [13, 23] and record.drop('b', 2)(('y', 'mlp')) is None
+    assert both(record.drop('b', .5), record.drop('a', .5))(('y', 'mlp')).tolist() == [3, 3]
+    assert record.less_at_rate('b', 'a', lambda _: .001)(('x', 'mlp')).tolist() == [0, 0]
+    assert record.less_at_rate('b', 'a', lambda _: None)(('x', 'mlp')) is None
+
+def test_the_picture_is_drawn_of_whatever_was_run(record):
+    record.cells |= {(*key[:-1], {'a': 'BCE + prior', 'b': 'ASL + prior'}[key[-1]]): cell
+        for key, cell in record.cells.items()}
+    for cell in record.cells.values(): cell['test'] |= dict(ECE_sure=[20., 20.], ECE_sure_posterior=[2., 2.])
+    picture.summary(record, ['x', 'y', 'z'], picture.names(dict(x=12.34, y=1.234, z=.5), 'xyz'))
+    left, right = picture.plt.gcf().axes
+    assert [text.get_text() for text in left.get_yticklabels()][:3] == ['x, 12%', 'y, 1.2%', 'z, 0.5%']
+    assert len(left.containers) == 3 + 2 + 1                            # what was run, each way, all
+    assert [text.get_text() for text in right.get_xticklabels()] == ['3', '10']
+    picture.plt.close('all')

