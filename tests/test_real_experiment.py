@@ -82,3 +82,8 @@ def test_a_cell_is_run_recorded_and_collected(tmp_path, monkeypatch):
     experiment.collect(lines, tmp_path/'real.json')
     record = json.loads((tmp_path/'real.json').read_text())
     assert record['cells'][0]['test']['mAP'] == [round(test['mAP'], 2) for test in result['test']]
+    again = tmp_path/'again.jsonl'
+    for _ in range(2): experiment.restore(tmp_path/'real.json', again)
+    experiment.collect(again, tmp_path/'again.json')
+    assert len(again.read_text().splitlines()) == 1
+    assert (tmp_path/'again.json').read_text() == (tmp_path/'real.json').read_text()

@@ -135,19 +135,30 @@ def work(cells:list[Cell], seeds:int, out:Path|None):
             print(shown(result), flush=True)
 
 def collect(lines:Path, path:Path):
-    "The cells of a file of lines as one JSON, in the order of the plan; what all have in common stands once"
+    "The cells of a file of lines as one JSON, in the order of the plan; what many have in common stands once"
     cells = {cell_of(line): line for line in map(json.loads, lines.read_text().splitlines())}
     planned = plan()
     others = sorted(cells.keys()-set(planned))     # of finetune.py
     found = [cells[cell] for cell in planned+others if cell in cells]
+    machines:list[dict] = []
     for each in found:                  # measures by name, each with its seeds
         tests = each['test']
         each['test'] = {name: [round(test[name], 2) for test in tests] for name in tests[0]}
-    machines = [each.pop('machine') for each in found]
-    whole = dict(command='python tools/real/experiment.py --out real.jsonl', machines=[dict(each)
-        for each in dict.fromkeys(tuple(machine.items()) for machine in machines)])
+        if each['machine'] not in machines: machines.append(each['machine'])
+        each['machine'] = machines.index(each['machine'])
+    whole = dict(command='python tools/real/experiment.py --out real.jsonl', machines=machines)
     text = ',\n'.join(json.dumps(each, separators=(',', ':')) for each in found)
     path.write_text(json.dumps(whole, indent=1)[:-2] + ',\n "cells": [\n' + text + '\n]}\n')
+
+def restore(path:Path, lines:Path):
+    "The inverse, but for rounding: to the file of lines what it lacks of a record, so that a run can go on from that"
+    record = json.loads(path.read_text())
+    have = done(lines)
+    with open(lines, 'a') as file:
+        for cell in record['cells']:
+            if cell_of(cell) in have: continue
+            tests = [dict(zip(cell['test'], values)) for values in zip(*cell['test'].values())]
+            file.write(json.dumps(cell | dict(test=tests, machine=record['machines'][cell['machine']]))+'\n')
 
 def command_line(about:str, seeds:int) -> argparse.ArgumentParser:
     "What both programs are told"
@@ -169,9 +180,11 @@ def chosen(cells:list[Cell], options:argparse.Namespace) -> list[Cell]:
 def main():
     parser = command_line(__doc__, SEEDS)
     parser.add_argument('--collect', type=Path, help='instead of running, write the lines of --out as one JSON')
+    parser.add_argument('--restore', type=Path, help='the inverse: append to --out what it lacks of such a JSON')
     parser.add_argument('--small', action='store_true', help='scene and yeast, linear, three seeds')
     options = parser.parse_args()
     if options.collect: return collect(options.out, options.collect)
+    if options.restore: return restore(options.restore, options.out)
     if options.small: options.sets, options.ways, options.lengths, options.seeds = 'scene,yeast', 'linear', '1', 3
     torch.set_num_threads(1)
     work(chosen(plan(), options), options.seeds, options.out)
