@@ -258,19 +258,21 @@ def _all_in_blocks(logits, target, options):
 
 # %% ../../nbs/27_ops.tiles.ipynb #5d0c7b22
 def _all_at_once(logits, target, options):
-    "Loss of each row; the gradient takes the place of the logits: for compilers. Without a target all labels are 0"
+    """Loss of all entries, summed; the gradient takes the place of the logits. Without a target all labels are 0.
+
+    For compilers; PyTorch 2.14's fails at sums of rows where weights and gammas are per class.
+    """
     numbers = {name: pinned(value) for name, value in options.settings._asdict().items()
         if not isinstance(value, (Tensor, bool))}
     options = options._replace(settings=options.settings._replace(**numbers))
     loss, gradient = _loss_of_entries(logits, target, options)
     if options.needs_grad: logits.copy_(gradient)
-    return loss.sum(1)
+    return loss.to(highest_precision(loss)).sum()
 
 @lru_cache
 def _compiled_at_once():
     "The same, compiled for tiles of any size when it is first called"
-    # reads_threshold: else PyTorch 2.14 writes weighted losses to memory, and with gammas per class dies of it
-    return torch.compile(_all_at_once, dynamic=True, options=dict(realize_reads_threshold=64))
+    return torch.compile(_all_at_once, dynamic=True)
 
 def _all_known(target):
     "Whether there is neither an unknown label nor a wrong one"
@@ -285,7 +287,7 @@ def _all_entries(logits, target, options):
     weight = options.settings.weight
     if not isinstance(weight, Tensor) and weight != 1:                      # a number would be compiled in
         options = options._replace(settings=options.settings._replace(weight=logits.new_tensor(weight)))
-    return _summed(_compiled_at_once()(logits, target, options).to(highest_precision(logits)))
+    return _compiled_at_once()(logits, target, options)
 
 def _all_but_listed(logits, listed, options):
     "The same with listed labels: their entries are computed apart, and all others have the label 0"
