@@ -7,7 +7,7 @@ The network is that of nbs/11_compare.ipynb, trained as there. Both losses run a
 twice the one before, and more while either is best at an edge. Trained on `fit`; `valid` chooses, `test` judges.
 Each training is a line of the file. Several processes may work at one file.
 """
-import argparse, json, time
+import argparse, time
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from experiment import beyond, claimed, machine
-from finetune import append, convolutions, head_of
+from experiment import append, beyond, claimed, lines_of, machine
+from finetune import convolutions, head_of
 from losses import Row, loss_of
 from measures import average_precision
 from train import CHECKED
@@ -141,9 +141,7 @@ def shown(name:str, runs:Runs) -> str:
 
 def runs_in(path:Path|None, name:str) -> Runs:
     "What was run of a situation"
-    if path is None or not path.exists(): return {}
-    lines = map(json.loads, path.read_text().splitlines())
-    return {(line['loss'], line['rate'], line['seed']): line for line in lines if line['situation'] == name}
+    return {(line['loss'], line['rate'], line['seed']): line for line in lines_of(path) if line['situation'] == name}
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -94,12 +94,19 @@ def machine() -> dict[str, str]:
     cpu = lines[0].split(':')[1].strip() if lines else platform.machine()
     return dict(cpu=cpu, python=platform.python_version(), torch=torch.__version__, date=str(date.today()))
 
+def lines_of(path:Path|None) -> list[dict]:
+    "What a file of lines holds; nothing, if there is no such file"
+    return [] if path is None or not path.exists() else [*map(json.loads, path.read_text().splitlines())]
+
+def append(path:Path|None, line:dict):
+    if path is None: return
+    with open(path, 'a') as file: file.write(json.dumps(line)+'\n')
+
 def cell_of(line:dict) -> Cell: return Cell(*(line[name] for name in Cell._fields))
 
 def done(path:Path|None) -> set[Cell]:
     "The cells that a file has"
-    if path is None or not path.exists(): return set()
-    return set(map(cell_of, map(json.loads, path.read_text().splitlines())))
+    return set(map(cell_of, lines_of(path)))
 
 def claimed(path:Path|None, group:tuple) -> Any:
     "Whether no other process works at these cells of the file: a lock to hold, or None"
@@ -130,13 +137,12 @@ def work(cells:list[Cell], seeds:int, out:Path|None):
             began = time.process_time()
             result = run(cell, parts)
             result |= dict(seeds=seeds, cpu_s=round(time.process_time()-began, 1), machine=machine())
-            if out:
-                with open(out, 'a') as file: file.write(json.dumps(result)+'\n')
+            append(out, result)
             print(shown(result), flush=True)
 
 def collect(lines:Path, path:Path):
     "The cells of a file of lines as one JSON, in the order of the plan; what many have in common stands once"
-    cells = {cell_of(line): line for line in map(json.loads, lines.read_text().splitlines())}
+    cells = {cell_of(line): line for line in lines_of(lines)}
     planned = plan()
     others = sorted(cells.keys()-set(planned))     # of finetune.py
     found = [cells[cell] for cell in planned+others if cell in cells]
@@ -154,11 +160,10 @@ def restore(path:Path, lines:Path):
     "The inverse, but for rounding: to the file of lines what it lacks of a record, so that a run can go on from that"
     record = json.loads(path.read_text())
     have = done(lines)
-    with open(lines, 'a') as file:
-        for cell in record['cells']:
-            if cell_of(cell) in have: continue
-            tests = [dict(zip(cell['test'], values)) for values in zip(*cell['test'].values())]
-            file.write(json.dumps(cell | dict(test=tests, machine=record['machines'][cell['machine']]))+'\n')
+    for cell in record['cells']:
+        if cell_of(cell) in have: continue
+        tests = [dict(zip(cell['test'], values)) for values in zip(*cell['test'].values())]
+        append(lines, cell | dict(test=tests, machine=record['machines'][cell['machine']]))
 
 def command_line(about:str, seeds:int) -> argparse.ArgumentParser:
     "What both programs are told"

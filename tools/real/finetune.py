@@ -7,7 +7,7 @@ Cells, rules and records are those of experiment.py, and the file may be the sam
 Each training is a line of real.runs.jsonl as soon as it is over, so that a stopped process loses one at most. Several
 processes may work at one file. Needs the sets that `python tools/real/data.py clipart emoji` builds.
 """
-import copy, json, os, time
+import copy, os, time
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiment import (
-    MOST_RATES, Cell, beyond, cell_of, chosen, claimed, command_line, done, machine, measured, shown)
+    MOST_RATES, Cell, append, beyond, cell_of, chosen, claimed, command_line, done, lines_of, machine, measured, shown)
 from losses import loss_of
 from measures import average_precision
 from parts import Part, part_of
@@ -74,7 +74,7 @@ def moved(x:Tensor, mirror:bool, generator:torch.Generator) -> Tensor:
     return found
 
 def as_input(x:Tensor) -> Tensor:
-    "Pictures as a network wants them: from -1 to 1, and with channels last, which is 1.6 times as fast"
+    "Pictures as a network wants them: from -1 to 1, and with channels last, which is faster"
     return (x/127.5-1).contiguous(memory_format=torch.channels_last)
 
 # Networks
@@ -212,19 +212,13 @@ def summary(cell:Cell, runs:Runs, seeds:int) -> dict[str, Any]:
 
 # Files
 
-def append(path:Path|None, line:dict):
-    if path is None: return
-    with open(path, 'a') as file: file.write(json.dumps(line)+'\n')
-
 def side_file(out:Path|None) -> Path|None:
     "The file of single runs beside that of cells"
     return out and out.with_suffix('.runs.jsonl')
 
 def runs_in(path:Path|None, cell:Cell) -> Runs:
     "What was run of a cell"
-    if path is None or not path.exists(): return {}
-    lines = map(json.loads, path.read_text().splitlines())
-    return {(line['rate'], line['seed']): line for line in lines if cell_of(line) == cell}
+    return {(line['rate'], line['seed']): line for line in lines_of(path) if cell_of(line) == cell}
 
 def work(cells:list[Cell], seeds:int, out:Path|None):
     "Run what the file lacks, cell by cell"

@@ -2,9 +2,7 @@
 import torch
 from torch import Tensor
 
-from asl.training.score import best_of1, of1
-
-BINS = 15
+from asl.training.score import best_of1, ece, of1
 
 def average_precision(scores:Tensor, y:Tensor) -> Tensor:
     "Of each class, (C,); nan where none is positive. scores and y, bool, are (n, C)"
@@ -13,17 +11,9 @@ def average_precision(scores:Tensor, y:Tensor) -> Tensor:
     precision = found/torch.arange(1, len(y)+1)[:, None]
     return (precision*hits).sum(0)/found[-1]
 
-def calibration_error(p:Tensor, y:Tensor) -> float:
-    "Expected calibration error of probabilities and outcomes, any shape, 15 bins"
-    if not p.numel(): return float('nan')
-    p, y = p.flatten().double(), y.flatten().double()
-    bins = (p*BINS).long().clamp(max=BINS-1)
-    said, were = (torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, each) for each in (p, y))
-    return ((said-were).abs().sum()/len(p)).item()
-
-def by_class(p:Tensor, y:Tensor) -> float:
-    "The same of each class, averaged"
-    return sum(calibration_error(p[:, c], y[:, c]) for c in range(p.shape[1]))/p.shape[1]
+def ece_by_class(p:Tensor, y:Tensor) -> float:
+    "The calibration error of each class, averaged"
+    return sum(map(ece, p.mT.contiguous(), y.mT.contiguous()))/p.shape[1]
 
 def brier_skill(p:Tensor, y:Tensor, prior:Tensor) -> float:
     "By how much the squared error is below that of the prior of each class: 1 is perfect, 0 knows but the prior"
@@ -55,7 +45,7 @@ def measures(z, p, y, z_valid, p_valid, y_valid, prior, written) -> dict[str, fl
         said=p.mean(), share=y.float().mean())
     for name, said in (('', s), ('_posterior', p), ('_kept', kept)):
         sure = said > .01
-        numbers |= {'OF1'+name: of1(said, y), 'CF1'+name: class_f1(said, y), 'ECE'+name: calibration_error(said, y),
-            'ECE_sure'+name: calibration_error(said[sure], y[sure]), 'ECE_class'+name: by_class(said, y),
+        numbers |= {'OF1'+name: of1(said, y), 'CF1'+name: class_f1(said, y), 'ECE'+name: ece(said, y),
+            'ECE_sure'+name: ece(said[sure], y[sure]), 'ECE_class'+name: ece_by_class(said, y),
             'brier'+name: brier_skill(said, y, prior)}
     return {name: round(100*float(value), 4) for name, value in numbers.items()}

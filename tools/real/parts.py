@@ -50,7 +50,7 @@ def divided(groups:Tensor, seed:int) -> list[Tensor]:
 
 def components(x:Tensor, train:Tensor) -> Tensor:
     "The first principal components of the training features, of mean square 1"
-    x = (x-x[train].mean(0))
+    x = x-x[train].mean(0)
     if x.shape[1] <= DIMS: x = x/x[train].std(0).clamp(min=1e-6)
     else:
         directions = torch.linalg.eigh((x[train].mT@x[train]).double()).eigenvectors[:, -DIMS:].float()

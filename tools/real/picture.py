@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from .judge import Verdict
-from .record import WAYS, Record, by_block, overall
+from .record import WAYS, Record, by_block, by_set, overall
 
 GREY = '#7a7a7a'
 BAR = dict(fmt='o', ms=5, lw=1.4, mew=1.4)
@@ -85,8 +85,7 @@ def calibration(ax, record:Record, sets, loss='ASL + prior', rival='BCE + prior'
 
 def mean_of(record:Record, name:str, loss:str, measure:str) -> float:
     "Of a set, over its seeds and ways; nan if it was not run"
-    found = [np.nanmean(seeds) for way in WAYS if (seeds := record.test(measure, (name, way), loss)) is not None]
-    return float(np.mean(found)) if found else float('nan')
+    return by_set(lambda block: record.test(measure, block, loss), [name]).get(name, float('nan'))
 
 def names(positive:dict[str, float], sets) -> list[str]:
     "Sets with their share of positives"
