@@ -51,10 +51,34 @@ def with_options(
         returned = inspect.signature(func).return_annotation
         @wraps(func)
         def call(*args:Given.args, **kwargs:Given.kwargs): return func(record(*args, **kwargs))
-        call.__dict__['__signature__'] = inspect.signature(record).replace(return_annotation=returned)
-        call.__dict__['__delwrap__'] = record      # where docments looks for the comments
+        signature = inspect.signature(record).replace(return_annotation=returned)
+        call.__dict__.update(__signature__=signature, record=record)
+        call.__doc__ = _described(func, signature, _comments_by_group(call))
         return call
     return decorate
+
+# %% ../nbs/09a_cli.ipynb #4d006af3
+def _comments_by_group(func):
+    "Titles of the groups of options, and of each group the comments by name; what belongs to none has an empty title"
+    record = getattr(func, 'record', None)
+    if record is None: return {'': docments(func, returns=False)}
+    groups = {}
+    for part in reversed(record.__mro__):
+        own = inspect.get_annotations(part).keys() & inspect.signature(record).parameters.keys()
+        if not own: continue
+        comments = docments(part, returns=False)
+        title = '' if part is record else inspect.getdoc(part)
+        groups[title] = {name: comments[name] or '' for name in comments if name in own}
+    return groups
+
+def _described(func, signature, groups):
+    "A docstring that describes each parameter where editors look for it"
+    lines = [inspect.getdoc(func), '', 'Parameters', '----------']
+    for comments in groups.values():
+        for name, comment in comments.items():
+            kind = inspect.formatannotation(signature.parameters[name].annotation)
+            lines += [f'{name} : {kind}', f'    {comment}']
+    return '\n'.join(lines)
 
 # %% ../nbs/09a_cli.ipynb #3ac7ceff
 class _Parser(argparse.ArgumentParser):
@@ -65,9 +89,12 @@ def _parser(func, prog):
     "A command line from a function whose parameters are documented; all before a `*` are given by place"
     # No package for command lines: the documented parameters say everything already
     def formatter(prog): return argparse.HelpFormatter(prog, max_help_position=36)
-    parser = _Parser(prog, description=func.__doc__, allow_abbrev=False, formatter_class=formatter)
-    comments = docments(func, returns=False)
-    for name, parameter in inspect.signature(func).parameters.items(): _add_option(parser, parameter, comments[name])
+    about = (func.__doc__ or '').partition('\n\n')[0]
+    parser = _Parser(prog, description=about, allow_abbrev=False, formatter_class=formatter)
+    parameters = inspect.signature(func).parameters
+    for title, comments in _comments_by_group(func).items():
+        group = parser.add_argument_group(title) if title else parser
+        for name, comment in comments.items(): _add_option(group, parameters[name], comment)
     return parser
 
 # %% ../nbs/09a_cli.ipynb #5b315c74

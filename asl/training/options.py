@@ -17,8 +17,8 @@ from .model import loss_settings
 
 # %% ../../nbs/38_training.options.ipynb #185b7c4a
 @dataclass(frozen=True)
-class Options:
-    "What `asl_train` can be asked for"
+class _OfData:
+    "Images and labels"
     labels:str|Path|None=None  # CSV, a file name and labels in each row; neither this nor --images: the built-in digits
     _:KW_ONLY
     images:str|Path|None=None     # Folder that the file names start from; without a CSV: a folder in it for each class
@@ -28,6 +28,12 @@ class Options:
     separator:str|None=None       # What divides labels (the first of | ; , and space that occurs)
     suffix:str=''                 # Ending to add to each file name, such as .jpg
     skip_bad:bool=False           # Leave out images that cannot be read
+    classes:int|None=None         # Of the digits: 80, a digit in a hue, 2.5% positive; down to 10, the digit alone, 20%
+
+# %% ../../nbs/38_training.options.ipynb #d7cf73c3
+@dataclass(frozen=True, kw_only=True)
+class _OfLoss:
+    "Loss"
     loss:str='asl'  # Loss: bce, focal, asl or timm_asl (timm's, as a cross-check); ce, not bce, for one label an image
     gamma_neg:float|None=None     # Focusing on negatives, >= 0 (asl: 4, focal: 2)
     gamma_pos:float|None=None     # Focusing on positives, >= 0 (asl: 1, focal: 2)
@@ -36,12 +42,21 @@ class Options:
     disable_torch_grad_focal_loss:bool=False  # Treat the focusing weight as a constant, as the paper's own script does
     adaptive:bool=False           # Let gamma_neg follow the probability gap
     no_prior:bool=False           # Start the last bias as the model has it, not at the share of positives in each class
+
+# %% ../../nbs/38_training.options.ipynb #920e4214
+@dataclass(frozen=True, kw_only=True)
+class _OfNetwork:
+    "Network and pictures"
     model:str|None=None           # Network: conv3, or any timm model (digits: conv3, else resnet18)
     pretrained:bool=False         # Begin with the weights that timm has, if they can be had
     size:int|None=None            # Side of the images in pixels (as the model comes; conv3: 64)
     augment:str='crop'  # Training images: none, crop (60% of the area at least, mirrored), or a policy of timm on top
     no_flip:bool=False            # Never mirror an image
-    classes:int|None=None         # Of the digits: 80, a digit in a hue, 2.5% positive; down to 10, the digit alone, 20%
+
+# %% ../../nbs/38_training.options.ipynb #9ed98d77
+@dataclass(frozen=True, kw_only=True)
+class _OfTraining:
+    "Training"
     epochs:int=20                 # Passes over the training images
     batch_size:int=64             # Images a step, of all processes together
     accumulate:int=1              # Parts in which a batch is computed, for less memory
@@ -50,16 +65,32 @@ class Options:
     sched:str='onecycle'          # Schedule: onecycle, or one of timm's
     weight_decay:float=.01        # Weight decay
     ema:float|None=None  # Decay of the moving average of the weights, 0 for none (0.99; less in runs below 900 steps)
-    precision:str='fp32'  # fp32; fp16, bf16, mixed with it; fp64, slow: several processes agree with one to many digits
     seed:int=0                    # Seed of images, weights and order; same seed, same numbers
+
+# %% ../../nbs/38_training.options.ipynb #c70931bf
+@dataclass(frozen=True, kw_only=True)
+class _OfMachine:
+    "Machine"
+    precision:str='fp32'  # fp32; fp16, bf16, mixed with it; fp64, slow: several processes agree with one to many digits
     threads:int|None=None         # Threads of the CPU (digits: 1, else all); the last bits depend on it
     workers:int|None=None         # Processes that load images (up to 4); the numbers do not depend on it
     device:str|None=None  # Where, such as cuda (digits: cpu, else what there is); only the CPU repeats a run bit by bit
+
+# %% ../../nbs/38_training.options.ipynb #c8961169
+@dataclass(frozen=True, kw_only=True)
+class _OfRun:
+    "Run folder"
     checkpoint:float=10.          # Minutes between checkpoints; there is one after every epoch as well
     out:str|Path='runs'           # Folder of the runs
     name:str|None=None            # Folder of this run in it (the loss and a number)
     force:bool=False              # Replace a run of this name
     resume:str|Path|None=None     # Go on with this run folder; all else is as it began
+
+# %% ../../nbs/38_training.options.ipynb #0a9430d7
+@dataclass(frozen=True)
+class Options(_OfRun, _OfMachine, _OfTraining, _OfNetwork, _OfLoss, _OfData):
+    "What `asl_train` can be asked for"
+    # Fields of the last parent come first: that is Python's order
 
     @property
     def own(self):
