@@ -60,8 +60,54 @@ class _Loss(KeepsPrecision):
     def extra_repr(self) -> str:
         return ', '.join(f'{name}={_shown(value)}' for name, value in self.settings().items() if value is not None)
 
+# %% ../nbs/00_loss.ipynb #687d2610
+class MultiLabelLoss(_Loss):
+    "A loss of C independent labels that knows what its scores mean: all but the formula and that meaning"
+    ignore_index:int
+    kept:float|Tensor
+
+    def __init__(self, *, class_dim:int, thresh:float|Tensor, kept:float|Tensor, **settings):
+        super().__init__(**settings)
+        check_class_dim(class_dim)
+        self.class_dim = class_dim
+        self._keep_checked('thresh', thresh)
+        self._keep_checked('kept', kept)
+
+    def _keep_checked(self, name, value):
+        "Keep what is no setting of the function, which would check it"
+        like = value.new_empty(0, value.numel()) if isinstance(value, Tensor) else torch.empty(0, 1)
+        check_setting(name, value, like, torch.float32)
+        self._keep(name, value)
+
+    def forward(self, input:Tensor, target:Tensor) -> Tensor:
+        "The loss of logits and targets, (..., C), or with the classes in `class_dim`."
+        return self._function(input, target, **self.settings(), class_dim=self.class_dim)
+
+    def extra_repr(self) -> str:
+        settings = super().extra_repr()
+        if self.class_dim != -1: settings += f', class_dim={self.class_dim}'
+        all_kept = not isinstance(self.kept, Tensor) and self.kept == 1
+        return settings if all_kept else f'{settings}, kept={_shown(self.kept)}'
+
+    def posterior(self, input:Tensor) -> Tensor:
+        "The probability of each label that logits (..., C) mean after training with this loss; of the same shape."
+        raise NotImplementedError
+
+    def start_logit(self, prior:float|Tensor) -> float|Tensor:
+        "The logit by which training means the share `prior` of positives as they are written, whatever `kept` is."
+        raise NotImplementedError
+
+    def activation(self, input:Tensor) -> Tensor:
+        "Same as `posterior`: what fastai calls it."
+        return self.posterior(input)
+
+    def decodes(self, probability:Tensor) -> Tensor:
+        "Which labels are there, given their posteriors: those above `thresh`, as bool. fastai's name."
+        thresh = torch.as_tensor(self.thresh, device=probability.device)
+        return classes_back(classes_last(probability, self.class_dim) > thresh, self.class_dim)
+
 # %% ../nbs/00_loss.ipynb #10ef4d78
-class AsymmetricLossMultiLabel(_Loss):
+class AsymmetricLossMultiLabel(MultiLabelLoss):
     """Asymmetric loss (ASL, arXiv 2009.14119) of C independent labels, with timm's arguments, in its order.
 
     Parameters
@@ -111,8 +157,6 @@ class AsymmetricLossMultiLabel(_Loss):
     gamma_neg:float|Tensor
     gamma_pos:float|Tensor
     clip:float|Tensor|None
-    ignore_index:int
-    kept:float|Tensor
 
     def __init__(self, gamma_neg:float|Tensor=4, gamma_pos:float|Tensor=1, clip:float|Tensor|None=0.05,
             eps:float|None=None, disable_torch_grad_focal_loss:bool=False, smoothing:float=0., reduction:str='sum',
@@ -120,27 +164,7 @@ class AsymmetricLossMultiLabel(_Loss):
             class_dim:int=-1, thresh:float|Tensor=.5, kept:float|Tensor=1.):
         super().__init__(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, eps=eps,
             disable_torch_grad_focal_loss=disable_torch_grad_focal_loss, smoothing=smoothing, reduction=reduction,
-            weight=weight, pos_weight=pos_weight, ignore_index=ignore_index)
-        check_class_dim(class_dim)
-        self.class_dim = class_dim
-        self._keep_checked('thresh', thresh)
-        self._keep_checked('kept', kept)
-
-    def _keep_checked(self, name, value):
-        "Keep what is no setting of the function, which would check it"
-        like = value.new_empty(0, value.numel()) if isinstance(value, Tensor) else torch.empty(0, 1)
-        check_setting(name, value, like, torch.float32)
-        self._keep(name, value)
-
-    def forward(self, input:Tensor, target:Tensor) -> Tensor:
-        "The loss of logits and targets, (..., C), or with the classes in `class_dim`."
-        return self._function(input, target, **self.settings(), class_dim=self.class_dim)
-
-    def extra_repr(self) -> str:
-        settings = super().extra_repr()
-        if self.class_dim != -1: settings += f', class_dim={self.class_dim}'
-        all_kept = not isinstance(self.kept, Tensor) and self.kept == 1
-        return settings if all_kept else f'{settings}, kept={_shown(self.kept)}'
+            weight=weight, pos_weight=pos_weight, ignore_index=ignore_index, class_dim=class_dim, thresh=thresh, kept=kept)
 
     def _link(self) -> LinkSettings:
         "What decides what a score means"
@@ -159,14 +183,9 @@ class AsymmetricLossMultiLabel(_Loss):
         "The score, sigmoid(logit), from which on a label is at least this probable. A number for a number."
         return threshold(probability, **self._link())
 
-    def activation(self, input:Tensor) -> Tensor:
-        "Same as `posterior`: what fastai calls it."
-        return self.posterior(input)
-
-    def decodes(self, probability:Tensor) -> Tensor:
-        "Which labels are there, given their posteriors: those above `thresh`, as bool. fastai's name."
-        thresh = torch.as_tensor(self.thresh, device=probability.device)
-        return classes_back(classes_last(probability, self.class_dim) > thresh, self.class_dim)
+    def start_logit(self, prior:float|Tensor) -> float|Tensor:
+        "The logit by which training means the share `prior` of positives as they are written, whatever `kept` is."
+        return prior_logit(prior, **cast(LinkSettings, self._link()|dict(kept=1.)))
 
 # %% ../nbs/00_loss.ipynb #3fede3d8
 class AsymmetricLossSingleLabel(_Loss):
@@ -240,7 +259,7 @@ class Posterior(nn.Module):
         return self.loss.posterior(input)
 
 # %% ../nbs/00_loss.ipynb #632406d8
-def init_prior_(head:nn.Module, prior:float|Tensor, loss:AsymmetricLossMultiLabel) -> nn.Module:
+def init_prior_(head:nn.Module, prior:float|Tensor, loss:MultiLabelLoss) -> nn.Module:
     """Start a model where training would take its biases first: each score means its class's prior.
 
     Parameters
@@ -265,11 +284,9 @@ def init_prior_(head:nn.Module, prior:float|Tensor, loss:AsymmetricLossMultiLabe
     """
     bias = getattr(head, 'bias', None)
     if not isinstance(bias, Tensor): raise ValueError(f'head: got {head}, needs a layer with a bias')
-    if not isinstance(loss, AsymmetricLossMultiLabel):
-        raise TypeError(f'loss: got {type(loss).__name__}, needs an AsymmetricLossMultiLabel')
-    settings = loss._link()
-    settings['kept'] = 1.
-    value = torch.as_tensor(prior_logit(prior, **settings))
+    if not isinstance(loss, MultiLabelLoss):
+        raise TypeError(f'loss: got {type(loss).__name__}, needs an AsymmetricLossMultiLabel, or another of the family')
+    value = torch.as_tensor(loss.start_logit(prior))
     if value.shape not in ((), bias.shape):
         raise ValueError(f'prior: got shape {tuple(value.shape)}, needs a number or {tuple(bias.shape)}')
     with torch.no_grad(): bias.copy_(value)

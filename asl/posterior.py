@@ -87,12 +87,12 @@ def check_link(
     return link
 
 # %% ../nbs/02_posterior.ipynb #59317112
-def _target_of(probability, link):
+def target_of(probability, link):
     "The mean target of a label of this probability: only some are written down, and smoothing moves what is"
     return probability*link.kept*(1-link.smoothing)+link.smoothing/2
 
-def _probability_of(target, link):
-    "The inverse of `_target_of`; beyond 0 and 1 where no label leads to such a target"
+def probability_of(target, link):
+    "The inverse of `target_of`; beyond 0 and 1 where no label leads to such a target"
     return (target-link.smoothing/2)/(1-link.smoothing)/link.kept
 
 # %% ../nbs/02_posterior.ipynb #613a0457
@@ -154,7 +154,7 @@ def posterior(
         disable_torch_grad_focal_loss=disable_torch_grad_focal_loss, kept=kept)
     target = torch.sigmoid(_log_odds(z, link))
     is_the_label = not link.smoothing and not isinstance(link.kept, Tensor) and link.kept == 1
-    return target if is_the_label else _probability_of(target, link).clamp(0, 1)
+    return target if is_the_label else probability_of(target, link).clamp(0, 1)
 
 # %% ../nbs/02_posterior.ipynb #2ef7169d
 HALVINGS = 90                  # more than it takes to halve 2e6 down to the distance of neighbouring floats
@@ -171,7 +171,7 @@ def _halve(function, wanted, low, high):
     return high
 
 # %% ../nbs/02_posterior.ipynb #2e94c3ce
-def _as_probability(value, name, settings) -> Tensor:
+def as_probability(value, name, settings) -> Tensor:
     "A probability in float64 (where there is one), checked; a number for all classes if settings are per class"
     given = value
     if not isinstance(value, Tensor):
@@ -184,7 +184,7 @@ def _as_probability(value, name, settings) -> Tensor:
     if given.ndim or not tensors: return probability
     return probability.expand_as(max(tensors, key=Tensor.numel)).to(tensors[0].device)
 
-def _of_same_kind(answer, value) -> float|Tensor:
+def of_same_kind(answer, value) -> float|Tensor:
     "The answer to a question about value: a tensor for a tensor, a number for a number unless it is one of each class"
     if isinstance(value, Tensor): return answer.to(at_least_float32(value))
     return answer.float() if answer.ndim else answer.item()
@@ -194,28 +194,32 @@ LARGEST_LOGIT = 1e6            # between it and its negative an answer is looked
 
 REACHED = 1e-3                 # how far from the log-odds that were wanted an answer may be
 
-def _inverse(value, name, settings, reached=True) -> Tensor:
-    """The logit whose posterior is the probability value, in float64; name is what an error calls it.
+def logit_of(probability, name, log_odds, link, reached=True) -> Tensor:
+    """The logit that means a probability, elementwise; name is what an error calls it.
 
-    Where no logit means so little it is the lowest that means more: refused unless reached is False.
+    log_odds, of the mean target that a logit means, must not fall. Where no logit means so little it is the lowest that
+    means more: refused unless reached is False.
     """
-    probability = _as_probability(value, name, settings)
-    link = check_link(probability, probability.dtype, **settings)
-    def log_odds(z): return _log_odds(z, link)
-    wanted = torch.logit(_target_of(probability, link))
+    wanted = torch.logit(target_of(probability, link))
     ceiling = log_odds(torch.full_like(probability, LARGEST_LOGIT))
-    most = _probability_of(torch.sigmoid(ceiling), link).min().item()
+    most = probability_of(torch.sigmoid(ceiling), link).min().item()
     needs = f'less than {most:.6g}, the most that a score can mean with these settings'
     raise_where(wanted >= ceiling, probability, name, needs)
     logit = _halve(log_odds, wanted, -LARGEST_LOGIT, LARGEST_LOGIT)
     if not reached: return logit
     found = log_odds(logit)
     beyond = found > wanted+REACHED
-    floor = _probability_of(torch.sigmoid(found), link)
+    floor = probability_of(torch.sigmoid(found), link)
     least = torch.where(beyond, floor, -math.inf).max().item()
     needs = f'at least {least:.6g}, the least that a score above the margin means with these settings'
     raise_where(beyond, probability, name, needs)
     return logit
+
+def _inverse(value, name, settings, reached=True) -> Tensor:
+    "The logit whose posterior is the probability value, in float64; the rest as in `logit_of`"
+    probability = as_probability(value, name, settings)
+    link = check_link(probability, probability.dtype, **settings)
+    return logit_of(probability, name, lambda z: _log_odds(z, link), link, reached)
 
 # %% ../nbs/02_posterior.ipynb #4d940367
 @delegates(posterior)
@@ -240,7 +244,7 @@ def prior_logit(prior:float|Tensor, **kwargs:Unpack[LinkSettings]) -> float|Tens
         Where no score of such a model means so much: without focusing of positives there is a ceiling. Or so little:
         without focusing of negatives and with a margin there is a floor.
     """
-    return _of_same_kind(_inverse(prior, 'prior', kwargs), prior)
+    return of_same_kind(_inverse(prior, 'prior', kwargs), prior)
 
 @delegates(posterior)
 def threshold(probability:float|Tensor=.5, **kwargs:Unpack[LinkSettings]) -> float|Tensor:
@@ -265,7 +269,7 @@ def threshold(probability:float|Tensor=.5, **kwargs:Unpack[LinkSettings]) -> flo
         Where no score of such a model means so much.
     """
     logit = _inverse(probability, 'probability', kwargs, reached=False)
-    return _of_same_kind(torch.sigmoid(logit), probability)
+    return of_same_kind(torch.sigmoid(logit), probability)
 
 # %% ../nbs/02_posterior.ipynb #6ff50d75
 def class_prior(target:Tensor, ignore_index:int=-100, add:float=.5) -> Tensor:
@@ -335,15 +339,15 @@ def gamma_for_prior(
     settings = dict(kwargs, clip=clip, gamma_pos=gamma_pos)
     if 'gamma_neg' in settings:
         raise TypeError(f"gamma_neg: got {settings['gamma_neg']}, needs to be left out: it is what is asked for")
-    probability = _as_probability(prior, 'prior', settings)
+    probability = as_probability(prior, 'prior', settings)
     link = check_link(probability, probability.dtype, 0., gamma_pos, clip, **kwargs)
     _check_fits('clip', link.clip, lambda v: v < .5, 'less than 1/2, or the score 1/2 lies below the margin')
     undecided = torch.zeros_like(probability)
     def minus_log_odds(gamma): return -_log_odds(undecided, link._replace(gamma_neg=gamma))
-    wanted = -torch.logit(_target_of(probability, link))
-    most = _probability_of(torch.sigmoid(-minus_log_odds(torch.zeros_like(probability))), link)
+    wanted = -torch.logit(target_of(probability, link))
+    most = probability_of(torch.sigmoid(-minus_log_odds(torch.zeros_like(probability))), link)
     raise_where(probability > most, probability, 'prior', f'at most {most.min().item():.6g}, which gamma_neg=0 gives')
-    return _of_same_kind(_halve(minus_log_odds, wanted, 0., LARGEST_GAMMA), prior)
+    return of_same_kind(_halve(minus_log_odds, wanted, 0., LARGEST_GAMMA), prior)
 
 # %% ../nbs/02_posterior.ipynb #5ad44f50
 class LogGradients(NamedTuple):

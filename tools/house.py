@@ -6,7 +6,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 package = Path(__file__).resolve().parents[1]/'asl'
-LIBRARY = ['', 'functional', 'posterior', 'missing', 'loss', 'adaptive', 'linear', 'distributed', 'jax']
+LIBRARY = ['', 'functional', 'posterior', 'missing', 'loss', 'family', 'adaptive', 'linear', 'distributed', 'jax']
 MAY = {     # who may import whom; what stands further down may import what its line names
     'ops.torch_private': [],
     'ops.checks': ['ops.torch_private'],
@@ -16,11 +16,13 @@ MAY = {     # who may import whom; what stands further down may import what its 
     'ops.single_label': ['ops.torch_private', 'ops.checks', 'ops.reference', 'ops.common'],
     'ops.gpu': ['ops.torch_private', 'ops.checks', 'ops.reference', 'ops.common'],
     'ops.tiles': ['ops.torch_private', 'ops.checks', 'ops.reference', 'ops.common', 'ops.multi_label'],
+    'ops.elementwise': ['ops.torch_private', 'ops.checks', 'ops.reference', 'ops.common', 'ops.multi_label'],
     'ops.dispatch': ['ops.*'],
     'functional': ['ops.checks', 'ops.dispatch'],
     'posterior': ['ops.checks', 'ops.reference'],
     'missing': ['ops.checks'],
     'loss': ['ops.checks', 'functional', 'posterior'],
+    'family': ['ops.*', 'functional', 'posterior', 'loss'],
     'adaptive': ['ops.*', 'functional', 'posterior', 'loss'],
     'linear': ['ops.*', 'functional', 'posterior', 'loss'],
     'distributed': ['ops.*', 'functional', 'posterior', 'loss', 'linear'],

@@ -80,10 +80,13 @@ _gamma = 'a finite number >= 0', lambda value: (value >= 0) & (value < math.inf)
 _share = 'a number in [0, 1]', lambda value: (value >= 0) & (value <= 1)
 _below_1 = 'a number in [0, 1)', lambda value: (value >= 0) & (value < 1)
 _kept = 'a number in (0, 1]', lambda value: (value > 0) & (value >= SMALLEST) & (value <= 1)
+_finite = 'a finite number', lambda value: abs(value) < math.inf
+_positive = 'a finite number > 0', lambda value: (value > 0) & (value < math.inf)
 _weight = 'a finite number >= 0, or a tensor of such', _gamma[1]
 RANGES = dict(gamma_neg=_gamma, gamma_pos=_gamma, clip=_below_1, eps=_share, smoothing=_share, thresh=_share,
-    kept=_kept, weight=_weight, class_weight=_weight, pos_weight=_weight)
-_WITHOUT = dict(clip=0., weight=1., class_weight=1., pos_weight=1.)     # what None stands for
+    kept=_kept, weight=_weight, class_weight=_weight, pos_weight=_weight,
+    shift=_finite, neg_scale=_positive)
+_WITHOUT = dict(clip=0., weight=1., class_weight=1., pos_weight=1., shift=0., neg_scale=1.)     # what None stands for
 
 # %% ../../nbs/20_ops.checks.ipynb #a97da6f2
 def pinned(value:float) -> float:

@@ -52,6 +52,8 @@ class Settings(NamedTuple):
     pos_weight: float|Tensor
     detach: bool
 
+AnySettings = Any                           # these, or the `FamilySettings` of ops.elementwise
+
 # %% ../../nbs/23_ops.common.ipynb #063ef299
 def times(weight:float|Tensor, x):
     "weight*x; x itself where the weight is the number 1"

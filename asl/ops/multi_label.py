@@ -15,7 +15,7 @@ from torch.autograd import Function
 
 from asl.ops.checks import (at_least_float32, count_known, invalid_target, known_entries, known_labels,
     label_slack)
-from .common import (ATANH_SERIES, LOG_SERIES, TANH_SERIES, TANH_SERIES_UPTO, Settings, needs_double_backward,
+from .common import (ATANH_SERIES, LOG_SERIES, TANH_SERIES, TANH_SERIES_UPTO, AnySettings, Settings, needs_double_backward,
     of_classes, pack, per_class, polynomial, power, scaled, smooth, times, unpack, widened)
 from .reference import INFINITE_FROM, infinite_again, margin_and_rest, mean_of_known, split_logit
 from .torch_private import assert_on_device, backward_keeps_graph, one_minus_exp
@@ -89,7 +89,7 @@ def _focused_term(p:Tensor, q:Tensor, minus_log_p:Tensor, gamma:float|Tensor, ep
     return loss, focus*bracket
 
 # %% ../../nbs/24_ops.multi_label.ipynb #12bab066
-def _shifted_probability(z:Tensor, p:Tensor, q:Tensor, m:float|Tensor) -> tuple[Tensor, Tensor]:
+def shifted_probability(z:Tensor, p:Tensor, q:Tensor, m:float|Tensor) -> tuple[Tensor, Tensor]:
     "The d of Eq. (2), distance of z from the margin's logit, and p_m; both zero where p <= m"
     high, low = split_logit(m, z.dtype)
     d = ((z-high)-low).clamp(min=0)
@@ -135,7 +135,7 @@ def negative_term(z:Tensor, p:Tensor, q:Tensor, log_total, gamma:float|Tensor, m
     "L_- = p_m**gamma * -log(1-p_m), and its derivative G_- of Eq. (3), None unless it is needed"
     if not isinstance(m, Tensor) and m == 0:                              # L_- of z is then L_+ of -z
         return _focused_term(q, p, log_total+_upwards(z), gamma, eps, detach, needs_grad)
-    d, p_m = _shifted_probability(z, p, q, m)
+    d, p_m = shifted_probability(z, p, q, m)
     m, _ = margin_and_rest(m, z.dtype)
     rest = q+m
     exact = _log_term(z, p_m, rest, d, log_total, m)
@@ -151,11 +151,13 @@ def negative_term(z:Tensor, p:Tensor, q:Tensor, log_total, gamma:float|Tensor, m
     return loss, p*bracket
 
 # %% ../../nbs/24_ops.multi_label.ipynb #29542b97
-def loss_and_gradient(z:Tensor, y:Tensor, s:Settings, needs_grad:bool=True) -> tuple[Tensor, Tensor|None]:
+def loss_and_gradient(z:Tensor, y:Tensor, s:AnySettings, needs_grad:bool=True) -> tuple[Tensor, Tensor|None]:
     """Loss of logits z and labels y, entry by entry, and its gradient by z, in their shape: Eqs. (4) to (7) of 00_loss.
 
-    Where infinite logits make a loss infinite it is but a very large number, for `infinite_again`.
+    Where infinite logits make a loss infinite it is but a very large number, for `infinite_again`. Settings of another
+    loss of the family know its formula themselves.
     """
+    if not isinstance(s, Settings): return s.loss_and_gradient(z, y, needs_grad)
     p, q, log_total = sigmoids(z)
     L_neg, G_neg = negative_term(z, p, q, log_total, s.gamma_neg, s.clip, s.eps, s.detach, needs_grad)
     L_pos, G_pos = _focused_term(p, q, log_total-_downwards(z), s.gamma_pos, s.eps, s.detach, needs_grad)
@@ -169,39 +171,40 @@ def loss_and_gradient(z:Tensor, y:Tensor, s:Settings, needs_grad:bool=True) -> t
 # %% ../../nbs/24_ops.multi_label.ipynb #2c4e3432
 EASIEST_LOGIT = -1e4                        # as a negative it has neither loss nor gradient
 
-def mask_ignored(z:Tensor, target:Tensor, settings:Settings, ignore_index:int) -> tuple[Tensor, Tensor]:
-    "Logits, and targets as smoothed numbers; where a target is ignored both are such that nothing is added"
+def mask_ignored(z:Tensor, target:Tensor, settings:AnySettings, ignore_index:int) -> tuple[Tensor, Tensor, AnySettings]:
+    "Logits, targets as smoothed numbers, and settings; where a target is ignored they are such that nothing is added"
     y = target.to(z.dtype)
-    if target.dtype == torch.bool: return z, smooth(y, settings)
+    if target.dtype == torch.bool: return z, smooth(y, settings), settings
     known = known_entries(target, ignore_index)
     y = y.clamp(0, 1)                                     # what rounding, or a negative ignore_index, left
-    if known is None: return z, smooth(y, settings)
+    if known is None: return z, smooth(y, settings), settings
+    if not isinstance(settings, Settings): return torch.where(known, z, 0.), smooth(y, settings), settings.only(known)
     if ignore_index > 0 or settings.smoothing: y = torch.where(known, smooth(y, settings), 0.)
-    return torch.where(known, z, EASIEST_LOGIT), y
+    return torch.where(known, z, EASIEST_LOGIT), y, settings
 
 # %% ../../nbs/24_ops.multi_label.ipynb #9e86e62a
 class _CompiledEntries(Function):
     "Loss of each entry, (..., C), for compilers: they find that backward's gradient was half computed by forward"
     @staticmethod
-    def forward(ctx, input, target, ignore_index, *settings):
+    def forward(ctx, input, target, ignore_index, make, *settings):
         tensors, ctx.rest = pack(settings)                # rest: settings that are numbers
         ctx.ignore_index = ignore_index
+        ctx.make = make                                   # the settings' own class, of its fields
         ctx.save_for_backward(input, target, *tensors)
-        s = Settings(*settings)
-        z, y = mask_ignored(widened(input), target, s, ignore_index)
-        loss, _ = loss_and_gradient(z, y, s, needs_grad=False)
+        masked = mask_ignored(widened(input), target, make(settings), ignore_index)
+        loss, _ = loss_and_gradient(*masked, needs_grad=False)
         return loss
 
     @staticmethod
     def backward(ctx, grad_output):
         input, target, *tensors = ctx.saved_tensors
-        s = Settings(*unpack(tensors, ctx.rest))
-        z, y = mask_ignored(widened(input), target, s, ctx.ignore_index)
-        _, gradient = loss_and_gradient(z, y, s)
-        return (gradient*grad_output).to(input.dtype), None, None, *[None]*len(s)
+        settings = ctx.make(unpack(tensors, ctx.rest))
+        masked = mask_ignored(widened(input), target, settings, ctx.ignore_index)
+        _, gradient = loss_and_gradient(*masked)
+        return (gradient*grad_output).to(input.dtype), None, None, None, *[None]*len(settings)
 
 # %% ../../nbs/24_ops.multi_label.ipynb #a0c4aae1
-def compiled_loss(input:Tensor, target:Tensor, settings:Settings, ignore_index:int, reduction:str) -> Tensor:
+def compiled_loss(input:Tensor, target:Tensor, settings:AnySettings, ignore_index:int, reduction:str) -> Tensor:
     "The loss, for compilers; arguments as `multi_label_reference` takes them"
     known = known_entries(target, ignore_index)
     if target.dtype != torch.bool:
@@ -209,7 +212,7 @@ def compiled_loss(input:Tensor, target:Tensor, settings:Settings, ignore_index:i
         if known is not None: y = torch.where(known, y, 0.)
         slack = label_slack(target)
         assert_on_device((y*(1-y)).amin() >= -slack*(1+slack), 'target: needs '+invalid_target(ignore_index))
-    loss = _CompiledEntries.apply(input, target, ignore_index, *settings)
+    loss = _CompiledEntries.apply(input, target, ignore_index, settings._make, *settings)
     if reduction != 'none': loss = loss.sum()                  # before a division could hide what is infinite
     loss = infinite_again(loss, loss.dtype)
     if reduction == 'batchmean': return loss/input.shape[:-1].numel()
@@ -221,7 +224,7 @@ CACHE_ENTRIES = 2**18                       # a block of this size stays in the 
 SEARCH_FROM = 2**14                         # below this a search costs more than it saves
 MOST_ACTIVE = .25                           # above this share a search is in vain
 
-def _active_entries(logits:Tensor, targets:Tensor, settings:Settings, ignore_index:int) -> Tensor|None:
+def _active_entries(logits:Tensor, targets:Tensor, settings:AnySettings, ignore_index:int) -> Tensor|None:
     "Flat indices (K,) of the entries of (N, C) that may have a loss or gradient; None where a search does not pay"
     has_margin = isinstance(settings.clip, Tensor) or settings.clip > 0
     if logits.numel() < SEARCH_FROM or settings.smoothing or not has_margin: return None
@@ -248,7 +251,7 @@ def _all_in_range(y:Tensor, ignore_index:int) -> bool:
     low, high = y.aminmax()
     return bool(low >= 0 and high <= 1) and not 0 <= ignore_index <= 1
 
-def checked_loss_and_gradient(z:Tensor, target:Tensor, settings:Settings, ignore_index:int,
+def checked_loss_and_gradient(z:Tensor, target:Tensor, settings:AnySettings, ignore_index:int,
         needs_grad:bool) -> tuple[Tensor, Tensor|None, int]:
     "Loss and gradient of entries, of any shape, whose targets are checked here; and how many of them are ignored"
     y = target.to(z.dtype)
@@ -256,16 +259,16 @@ def checked_loss_and_gradient(z:Tensor, target:Tensor, settings:Settings, ignore
         loss, gradient = loss_and_gradient(z, smooth(y, settings), settings, needs_grad)
         return loss, gradient, 0
     known_labels(target, z.dtype, ignore_index)           # raises where one is wrong
-    z, y = mask_ignored(z, target, settings, ignore_index)
-    loss, gradient = loss_and_gradient(z, y, settings, needs_grad)
+    masked = mask_ignored(z, target, settings, ignore_index)
+    loss, gradient = loss_and_gradient(*masked, needs_grad)
     return loss, gradient, target.numel()-int(count_known(target, ignore_index))
 
 # %% ../../nbs/24_ops.multi_label.ipynb #b48e0158
-def settings_of_entries(settings:Settings, entries:Tensor, C:int) -> Settings:
+def settings_of_entries(settings:AnySettings, entries:Tensor, C:int) -> AnySettings:
     "The settings at the entries with these flat indices (K,) of (N, C): those of a class become (K,)"
     if not any(map(per_class, settings)): return settings
     classes = entries%C
-    return Settings._make(of_classes(value, classes) for value in settings)
+    return settings._make(of_classes(value, classes) for value in settings)
 
 # %% ../../nbs/24_ops.multi_label.ipynb #75cb260d
 def _in_chunks(chunks:list[tuple], ignore_index:int, needs_grad:bool, keep_entries:bool=True):
@@ -280,14 +283,14 @@ def _in_chunks(chunks:list[tuple], ignore_index:int, needs_grad:bool, keep_entri
     loss = torch.cat(losses) if keep_entries else torch.stack([part.sum() for part in losses])
     return loss, torch.cat(gradients) if needs_grad else None, sum(ignored)
 
-def _loss_of_active(z:Tensor, target:Tensor, settings:Settings, active:Tensor, ignore_index:int, needs_grad:bool):
+def _loss_of_active(z:Tensor, target:Tensor, settings:AnySettings, active:Tensor, ignore_index:int, needs_grad:bool):
     "Loss and gradient at flat indices (K,) of (N, C), both (K,), and how many of these entries are ignored"
     C = z.shape[1]
     chunks = [(z.take(entries), target.take(entries), settings_of_entries(settings, entries, C))
         for entries in active.split(CACHE_ENTRIES)]
     return _in_chunks(chunks, ignore_index, needs_grad)
 
-def _loss_of_all(z:Tensor, target:Tensor, settings:Settings, ignore_index:int, needs_grad:bool, keep_entries:bool):
+def _loss_of_all(z:Tensor, target:Tensor, settings:AnySettings, ignore_index:int, needs_grad:bool, keep_entries:bool):
     "Loss, as in `_in_chunks`, and gradient of all entries, (N, C), and how many are ignored; in blocks of rows"
     rows = max(1, CACHE_ENTRIES//z.shape[1])
     if len(z) <= rows: return checked_loss_and_gradient(z, target, settings, ignore_index, needs_grad)
@@ -295,7 +298,7 @@ def _loss_of_all(z:Tensor, target:Tensor, settings:Settings, ignore_index:int, n
     return _in_chunks(chunks, ignore_index, needs_grad, keep_entries)
 
 # %% ../../nbs/24_ops.multi_label.ipynb #e752cd22
-def _one_pass(z:Tensor, target:Tensor, settings:Settings, ignore_index:int, needs_grad:bool, keep_entries:bool):
+def _one_pass(z:Tensor, target:Tensor, settings:AnySettings, ignore_index:int, needs_grad:bool, keep_entries:bool):
     "Loss, gradient, which entries of (N, C) these are of (flat indices; None: of all), and how many are ignored"
     active = _active_entries(z, target, settings, ignore_index)
     args = z, target, settings

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .checks import count_known, highest_precision, pinned, raise_where
-from .common import Settings, of_classes, per_class, times
+from .common import AnySettings, Settings, of_classes, per_class, times
 from .multi_label import (EASIEST_LOGIT, checked_loss_and_gradient, loss_and_gradient, mask_ignored,
     negative_term, settings_of_entries, sigmoids)
 from .reference import split_logit
@@ -182,7 +182,7 @@ def _search(logits, margin, most):
 
 # %% ../../nbs/27_ops.tiles.ipynb #01c34e24
 def active_entries(
-    logits:Tensor, labels:Tensor|Listed, settings:Settings, most:float=MOST_ACTIVE_IN_TILE,
+    logits:Tensor, labels:Tensor|Listed, settings:AnySettings, most:float=MOST_ACTIVE_IN_TILE,
 ) -> Tensor|None:
     "Flat places in a tile where loss or gradient may be other than zero; None where a search is in vain"
     no_margin = not isinstance(settings.clip, Tensor) and settings.clip == 0
@@ -199,7 +199,7 @@ def active_entries(
 # %% ../../nbs/27_ops.tiles.ipynb #6eaa22b2
 class LossOptions(NamedTuple):
     "How the loss of a tile is computed"
-    settings: Settings                 # at the classes of the tile
+    settings: AnySettings                 # at the classes of the tile
     ignore_index: int
     needs_grad: bool
     compiled: bool
@@ -207,6 +207,7 @@ class LossOptions(NamedTuple):
 # %% ../../nbs/27_ops.tiles.ipynb #3ff0594c
 def _negatives(logits, settings, needs_grad):
     "Loss and gradient, elementwise, where all labels are 0"
+    if not isinstance(settings, Settings): return settings.loss_and_gradient(logits, logits.new_zeros(()), needs_grad)
     needs_log = torch.compiler.is_compiling() or isinstance(settings.clip, Tensor) or settings.clip == 0
     sides = sigmoids(logits) if needs_log else (torch.sigmoid(logits), torch.sigmoid(-logits), None)
     loss, gradient = negative_term(logits, *sides, settings.gamma_neg, settings.clip, settings.eps, settings.detach,
@@ -220,7 +221,7 @@ def _loss_of_entries(logits, target, options):
     settings, ignore_index, needs_grad, _ = options
     if target is None: return _negatives(logits, settings, needs_grad)
     if torch.compiler.is_compiling():
-        return loss_and_gradient(*mask_ignored(logits, target, settings, ignore_index), settings, needs_grad)
+        return loss_and_gradient(*mask_ignored(logits, target, settings, ignore_index), needs_grad)
     loss, gradient, _ = checked_loss_and_gradient(logits, target, settings, ignore_index, needs_grad)
     return loss, gradient
 
@@ -263,7 +264,7 @@ def _all_at_once(logits, target, options):
     For compilers; PyTorch 2.14's fails at sums of rows where weights and gammas are per class.
     """
     numbers = {name: pinned(value) for name, value in options.settings._asdict().items()
-        if not isinstance(value, (Tensor, bool))}
+        if isinstance(value, (int, float)) and not isinstance(value, bool)}
     options = options._replace(settings=options.settings._replace(**numbers))
     loss, gradient = _loss_of_entries(logits, target, options)
     if options.needs_grad: logits.copy_(gradient)
@@ -314,7 +315,8 @@ def tile_loss(
     Where `active` is None, that of all entries, (N, C): it then takes the place of the logits.
     """
     if isinstance(labels, Tensor): return _with_target(logits, labels, active, options)
-    if active is None and not options.settings.smoothing:
+    easy = isinstance(options.settings, Settings) and not options.settings.smoothing     # is EASIEST_LOGIT that?
+    if active is None and easy:
         loss = _all_but_listed(logits, labels, options)
         return loss, logits if options.needs_grad else None
     result = _with_target(logits, labels.write(logits.shape), active, options)
