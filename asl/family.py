@@ -6,7 +6,7 @@
 __all__ = ['CrossEntropy', 'FocalLoss', 'PolyLoss', 'GeneralizedCrossEntropy', 'HillLoss', 'AsymmetricPolynomialLoss',
            'RobustAsymmetricLoss', 'ElementwiseLoss']
 
-# %% ../nbs/03a_family.ipynb #a9b85762
+# %% ../nbs/03a_family.ipynb #71944ffd
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypedDict, Unpack
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from .loss import MultiLabelLoss
 from .ops.checks import (at_least_float32, check_arguments, check_class_dim, check_number, check_setting,
     classes_back, classes_last, like_input, raise_where)
-from .ops.common import polynomial
+from .ops.common import of_classes, polynomial
 from .ops.dispatch import elementwise_loss
 from .ops.elementwise import FamilySettings, Sides, link
 from .ops.multi_label import negative_term, shifted_probability
@@ -46,7 +46,7 @@ class _Written(NamedTuple):
     kept: float|Tensor
     smoothing: float
 
-# %% ../nbs/03a_family.ipynb #7d268785
+# %% ../nbs/03a_family.ipynb #eb191ed4
 class FamilyLoss(MultiLabelLoss):
     "A loss of C independent labels of two functions of a logit, which classes that inherit from it have"
     PARAMETERS = ()                                            # names of those that a class adds
@@ -95,6 +95,18 @@ class FamilyLoss(MultiLabelLoss):
         z = classes_last(check_logits(input), self.class_dim)
         settings, written = self._read(z, self.kept)
         return classes_back(probability_of(link(z, settings), written).clamp(0, 1), self.class_dim)
+
+    def posterior_of(self, scores:Tensor, classes:slice) -> Tensor:
+        "Posteriors of logits (N, c) of some classes, not yet cut off at 1"
+        settings, written = self._read(scores, self.kept) if classes == slice(None) else self._read_part(scores, classes)
+        return probability_of(link(scores, settings), written)
+
+    def _read_part(self, scores, classes):
+        "How logits (N, c) of some classes are read"
+        C = max([1, *(buffer.numel() for buffer in self.buffers())])
+        settings, written = self._read(scores[:0, :1].expand(0, C), self.kept)
+        def part(value): return of_classes(value, classes)
+        return FamilySettings._make(map(part, settings)), _Written(part(written.kept), written.smoothing)
 
     def _logit(self, value, name, kept, reached=True):
         "The logit that means the probability `value`, in float64"

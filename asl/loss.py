@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .functional import asymmetric_loss_multi_label, asymmetric_loss_single_label
 from .ops.checks import KeepsPrecision, check_class_dim, check_setting, classes_back, classes_last
+from .ops.common import AnySettings, Settings
 from .posterior import LINK_SETTINGS, LinkSettings, posterior, posterior_single_label, prior_logit, threshold
 
 # %% ../nbs/00_loss.ipynb #83989086
@@ -88,6 +89,10 @@ class MultiLabelLoss(_Loss):
         if self.class_dim != -1: settings += f', class_dim={self.class_dim}'
         all_kept = not isinstance(self.kept, Tensor) and self.kept == 1
         return settings if all_kept else f'{settings}, kept={_shown(self.kept)}'
+
+    def checked(self, logits:Tensor, dtype:torch.dtype) -> AnySettings:
+        "The settings that ops.dispatch takes, checked for logits (..., C); tensors in dtype."
+        raise NotImplementedError
 
     def posterior(self, input:Tensor) -> Tensor:
         "The probability of each label that logits (..., C) mean after training with this loss; of the same shape."
@@ -165,6 +170,13 @@ class AsymmetricLossMultiLabel(MultiLabelLoss):
         super().__init__(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, eps=eps,
             disable_torch_grad_focal_loss=disable_torch_grad_focal_loss, smoothing=smoothing, reduction=reduction,
             weight=weight, pos_weight=pos_weight, ignore_index=ignore_index, class_dim=class_dim, thresh=thresh, kept=kept)
+
+    def checked(self, logits:Tensor, dtype:torch.dtype) -> Settings:
+        "The settings that ops.dispatch takes, checked for logits (..., C); tensors in dtype."
+        given = {name: getattr(self, name) for name in Settings._fields if name != 'detach'}
+        if self.eps is None: given['eps'] = 0.
+        checked:dict[str, Any] = {name: check_setting(name, value, logits, dtype) for name, value in given.items()}
+        return Settings(**checked, detach=self.disable_torch_grad_focal_loss)
 
     def _link(self) -> LinkSettings:
         "What decides what a score means"

@@ -21,7 +21,7 @@ MAY = {     # who may import whom; what stands further down may import what its 
     'functional': ['ops.checks', 'ops.dispatch'],
     'posterior': ['ops.checks', 'ops.reference'],
     'missing': ['ops.checks'],
-    'loss': ['ops.checks', 'functional', 'posterior'],
+    'loss': ['ops.checks', 'ops.common', 'functional', 'posterior'],
     'family': ['ops.*', 'functional', 'posterior', 'loss'],
     'adaptive': ['ops.*', 'functional', 'posterior', 'loss'],
     'linear': ['ops.*', 'functional', 'posterior', 'loss'],
