@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/24a_ops.elementwise.ipynb #8530a612
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +16,8 @@ from torch import Tensor
 from .checks import at_least_float32, highest_precision, known_labels, plain_tensor
 from .common import power, smooth, times
 from .multi_label import sigmoids
-from .reference import finite_logits, focusing_factor, infinite_again, reduce_loss, softplus
+from asl.ops.reference import (FAR, finite_logits, focusing_factor, infinite_again, infinite_part, reduce_loss,
+    softplus)
 
 # %% ../../nbs/24a_ops.elementwise.ipynb #e9a2c445
 class Sides(NamedTuple):
@@ -86,6 +88,15 @@ class FamilySettings(NamedTuple):
         return self._replace(weight=self.weight*known)
 
 # %% ../../nbs/24a_ops.elementwise.ipynb #7b823741
+def _infinite_logits(z, present, absent, settings):
+    "What infinite logits on the wrong side add: inf, with the slope of the loss out there; 0 at all other entries"
+    far = FAR*torch.finfo(z.dtype).max
+    ends = z.new_tensor([-far, -far/2, far/2, far]).view(4, 1).expand(4, z.shape[-1])
+    (L_pos, _), (L_neg, _) = settings.terms(ends, plain=True)
+    def slope(low, high): return (present*(L_pos[high]-L_pos[low]) + absent*(L_neg[high]-L_neg[low]))/(far/2)
+    at_ends = torch.where(z == math.inf, slope(2, 3), torch.where(z == -math.inf, slope(0, 1), 0.))
+    return infinite_part(at_ends, z)
+
 def elementwise_reference(input:Tensor, target:Tensor, settings:FamilySettings, ignore_index:int,
         reduction:str) -> Tensor:
     """Eq. (1) in plain operations, differentiable any number of times; logits and targets are (..., C).
@@ -98,8 +109,9 @@ def elementwise_reference(input:Tensor, target:Tensor, settings:FamilySettings, 
     if known is not None: z = torch.where(known, z, 0.)        # not even nan gets through
     y = smooth(y, settings)
     (L_pos, _), (L_neg, _) = settings.terms(finite_logits(z), plain=True)
-    loss = settings.weight*(settings.pos_weight*y*L_pos + (1-y)*L_neg)
-    loss = infinite_again(loss, z.dtype)
+    present, absent = settings.weight*settings.pos_weight*y, settings.weight*(1-y)
+    loss = infinite_again(present*L_pos + absent*L_neg, z.dtype)
+    loss = loss + _infinite_logits(z, present, absent, settings)
     if known is None: return reduce_loss(loss, reduction)
     count = known.sum() if reduction == 'mean' else None
     return reduce_loss(torch.where(known, loss, 0.), reduction, count)

@@ -2,14 +2,17 @@
 ASL_DEVICE=cuda python -m pytest tests/conformance asks them of a GPU's ways instead, by the kernels that it compiles.
 
 What stands in `lacks` a path does not offer, and then a law asks nothing of it: 'none' (that reduction), 'float64',
-'half', 'eps', 'soft' and 'unknown' targets, 'dtypes' of targets, 'layouts', 'second' derivatives, 'target' gradients,
-'raises' (nan instead of an error). What lacks 'slow' is slow, and is asked the values alone."""
+'half', 'soft' and 'unknown' targets, 'dtypes' of targets, 'layouts', 'second' derivatives, 'target' gradients,
+'raises' (nan instead of an error), and settings by name. What lacks 'slow' is slow, and is asked the values alone;
+what lacks 'quick' compiles, and is not asked of each case of a member of the family."""
 import os
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from unittest import mock
+
+import pytest
 
 DEVICE = os.environ.get('ASL_DEVICE', 'cpu')
 if DEVICE == 'cpu': os.environ['TRITON_INTERPRET'] = '1'   # before anything imports triton
@@ -33,6 +36,7 @@ class Path:
     loss:Callable                              # of logits, targets and settings: a tensor to be differentiated
     constants:tuple = ()                       # (module, name, value): what makes the library take this path
     lacks:frozenset = frozenset()
+    bare:Callable = asl.asymmetric_loss_multi_label            # the loss that it is a path of
 
     def has(self, *features:str) -> bool: return not self.lacks & set(features)
 
@@ -188,18 +192,18 @@ def lacking(*features:str) -> frozenset: return frozenset(features)
 
 _HEAD = lacking('none', 'second', 'target', 'dtypes', 'layouts')
 _indices = partial(head, convert=listed, target_kind='indices')
-_PLAIN = ((dispatch, 'backend', lambda *_: 'plain'),)
+PLAIN = ((dispatch, 'backend', lambda *_: 'plain'),)
 _TRITON = ((dispatch, 'backend', on_a_gpu), (InterpreterBuilder, 'cast_impl', cast_as_a_gpu))
 _SEARCH = ((multi_label, 'SEARCH_FROM', 0), (multi_label, 'MOST_ACTIVE', 2.))
-_BLOCKS = ((multi_label, 'CACHE_ENTRIES', 16),)
+BLOCKS = ((multi_label, 'CACHE_ENTRIES', 16),)
 _multi, _single = asl.asymmetric_loss_multi_label, asl.asymmetric_loss_single_label
 
 MULTI = [
     Path(DEVICE, _multi),
-    Path('cpu in blocks', _multi, _BLOCKS),
+    Path('cpu in blocks', _multi, BLOCKS),
     Path('cpu, easy ones skipped', _multi, _SEARCH),
-    Path('cpu, easy ones skipped, in blocks', _multi, _SEARCH+_BLOCKS),
-    Path('plain', _multi, _PLAIN),
+    Path('cpu, easy ones skipped, in blocks', _multi, _SEARCH+BLOCKS),
+    Path('plain', _multi, PLAIN),
     Path('torch.func', transformed(_multi), (), lacking('second', 'target', 'raises')),
     Path('compiler', compiled(_multi), (), lacking('second', 'target')),
     Path('triton', _multi, _TRITON, lacking('float64')),
@@ -217,7 +221,7 @@ SINGLE = [
     Path(DEVICE, _single),
     Path('cpu in blocks', _single, ((single_label, 'BLOCK_ENTRIES', 16),)),
     Path('cpu in float32', _single, ((single_label, 'FLOAT32_ABOVE', 0),)),
-    Path('plain', _single, _PLAIN),
+    Path('plain', _single, PLAIN),
     Path('torch.func', transformed(_single), (), lacking('second', 'raises')),
     Path('compiler', compiled(_single), (), lacking('second')),
     Path('triton', _single, _TRITON, lacking('float64')),
@@ -231,8 +235,30 @@ def of_the_device(paths:Iterable[Path]) -> list[Path]:
     there = [path for path in paths if not (path.constants or path.name == 'jax' or 'divided' in path.name)]
     return [replace(path, loss=on_the_device(path.loss), lacks=path.lacks | {'raises'}) for path in there]
 
-if DEVICE != 'cpu': MULTI, SINGLE = of_the_device(MULTI), of_the_device(SINGLE)
+def on_this_device(paths:list[Path]) -> list[Path]:
+    "Those of the paths that there are here"
+    return paths if DEVICE == 'cpu' else of_the_device(paths)
+
+ASYMMETRIC = lacking('gamma_neg', 'gamma_pos', 'clip', 'eps')          # what others of the family have not by class
+FAMILY = lacking('shift', 'neg_scale')                                 # what the asymmetric loss has not
+MULTI = [replace(path, lacks=path.lacks | FAMILY) for path in on_this_device(MULTI)]
+SINGLE = on_this_device(SINGLE)
 
 def having(paths:Iterable[Path], *features:str) -> list[Path]:
     "The paths that offer all of these features"
     return [path for path in paths if path.has(*features)]
+
+# A law is a test with an attribute `law`: from the tables of a module to what it is asked of there
+def asked_of(names:str, rows:Callable):
+    "A law with these parameters; rows of the tables, each a pytest.param"
+    def mark(test):
+        test.law = lambda tables: (names, rows(tables))
+        return test
+    return mark
+
+def every(table:str, *features:str, settings:Iterable[dict]|None=None):
+    "A law of every path of a table that offers these features, and is not slow; at each of the settings that it takes"
+    def of(path): return [pytest.param(path, id=f'{path}')] if settings is None else [
+        pytest.param(path, given, id=f'{path}-{i}') for i, given in enumerate(settings) if path.has(*given)]
+    return asked_of('path' if settings is None else 'path, settings',
+        lambda tables: [row for path in having(tables[table], 'slow', *features) for row in of(path)])

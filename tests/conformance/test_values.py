@@ -3,7 +3,7 @@ import pytest, torch
 from torch.testing import assert_close
 
 from cases import MANY, ONE, in_dtype
-from paths import MULTI, SINGLE
+from paths import MULTI, SINGLE, asked_of
 
 FLOATS = {'float64': torch.float64, 'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 DIGITS = {torch.float64: 2e-12, torch.float32: 2e-6, torch.bfloat16: 2**-8+2e-6, torch.float16: 2**-11+2e-6}
@@ -30,13 +30,16 @@ def offered(path, dtype, case):
     if dtype == torch.float64: return path.has('float64', 'slow')
     return dtype == torch.float32 or path.has('half', 'slow') and case.name in IN_HALF
 
-def asked(paths, cases):
-    "Each path at each case that it offers, in each dtype"
-    return pytest.mark.parametrize('path, case, dtype', [pytest.param(path, case, dtype, id=f'{path}-{case}-{name}')
-        for path in paths for case in cases if path.has(*case.needs)
+def asked(table):
+    "Each path at each of its cases that it offers, in each dtype"
+    return asked_of('path, case, dtype', lambda tables: [pytest.param(path, case, dtype, id=f'{path}-{case}-{name}')
+        for path, cases in tables[table] for case in cases if path.has(*case.needs)
         for name, dtype in FLOATS.items() if offered(path, dtype, case)])
 
-@asked(MULTI, MANY)
+VALUES = [(path, MANY) for path in MULTI]
+VALUES_OF_ONE = [(path, ONE) for path in SINGLE]
+
+@asked('VALUES')
 def test_many_labels(path, case, dtype):
     case = in_dtype(case, dtype)
     true, true_gradient, size = case.true
@@ -49,7 +52,7 @@ def test_many_labels(path, case, dtype):
     check(loss, true, true, factor*DIGITS[computed], SMALLEST[computed])
     check(gradient, true_gradient, size*factor, DIGITS[dtype], SMALLEST[dtype])
 
-@asked(SINGLE, ONE)
+@asked('VALUES_OF_ONE')
 def test_one_label(path, case, dtype):
     given = case.logits
     case = in_dtype(case, dtype)
