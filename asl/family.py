@@ -12,10 +12,12 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function
 
 from .loss import MultiLabelLoss
 from .ops.checks import (at_least_float32, check_arguments, check_class_dim, check_number, check_setting,
-    classes_back, classes_last, like_input, raise_where)
+    classes_back, classes_last, highest_precision,
+    is_stand_in, like_input, pinned, raise_where)
 from .ops.common import of_classes, polynomial
 from .ops.dispatch import elementwise_loss
 from .ops.elementwise import FamilySettings, Sides, link
@@ -47,6 +49,10 @@ class _Written(NamedTuple):
     smoothing: float
 
 # %% ../nbs/03a_family.ipynb #eb191ed4
+def _loss_of(loss, input, target): return loss(input, target)       # what torch.fx writes down
+
+def _posterior_of(loss, input): return loss.posterior(input)
+
 class FamilyLoss(MultiLabelLoss):
     "A loss of C independent labels of two functions of a logit, which classes that inherit from it have"
     PARAMETERS = ()                                            # names of those that a class adds
@@ -71,6 +77,7 @@ class FamilyLoss(MultiLabelLoss):
 
     def _function(self, input, target, reduction, ignore_index, class_dim=-1, **settings):
         "The loss of logits and targets, whose classes are in class_dim"
+        if is_stand_in(input): return handle_torch_function(_loss_of, (input,), self, input, target)
         check_arguments(input, target, reduction, ignore_index=ignore_index)
         check_class_dim(class_dim, input)
         logits = classes_last(input, class_dim)
@@ -92,6 +99,7 @@ class FamilyLoss(MultiLabelLoss):
 
     def posterior(self, input):
         "The probability of each label that logits (..., C) mean after training with this loss; of the same shape."
+        if is_stand_in(input): return handle_torch_function(_posterior_of, (input,), self, input)
         z = classes_last(check_logits(input), self.class_dim)
         settings, written = self._read(z, self.kept)
         return classes_back(probability_of(link(z, settings), written).clamp(0, 1), self.class_dim)
@@ -130,13 +138,13 @@ class FamilyLoss(MultiLabelLoss):
 # %% ../nbs/03a_family.ipynb #46836577
 LOOKED_AT = 30.                        # logits from minus this to this
 STEPS = 1201
-ROUNDING = 1e-9                        # a fall by less is none
+ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-6}      # by what it is computed in: a fall by less is none
 
 def check_increasing(settings:FamilySettings, like:Tensor) -> bool:
     "Raise where a higher logit means less; like (..., C) says how many classes there are"
     z = torch.linspace(-LOOKED_AT, LOOKED_AT, STEPS, dtype=like.dtype, device=like.device)
     eta = link(z[:, None].expand(-1, like.shape[-1]), settings)
-    wrong = ~(eta.diff(dim=0) >= -ROUNDING)
+    wrong = ~(eta.diff(dim=0) >= -ROUNDING[highest_precision(like)])
     needs = 'functions with which a higher logit never means less'
     raise_where(wrong, z[1:, None].expand_as(wrong), 'posterior: the probability falls, or is none, at a logit', needs)
     return True
@@ -310,6 +318,10 @@ def _polynomial_positive(at, gamma, first, second):
     focus = at.q_to(gamma)
     return focus*loss, focus*(pull + gamma*at.p*loss)
 
+def _constant(m):
+    "A margin; for compilers a constant, which they do not compute with"
+    return pinned(m) if torch.compiler.is_compiling() else m
+
 def _asymmetric_negative(at, gamma, m, detach):
     "Loss and pull of a negative in the asymmetric loss"
     if not at.plain: return negative_term(at.z, at.p, at.q, at.minus_log_q-at.z.clamp(min=0), gamma, m, 0., detach, True)
@@ -349,7 +361,7 @@ class AsymmetricPolynomialLoss(FamilyLoss):
     def positive(self, at): return _polynomial_positive(at, self.gamma_pos, self.epsilon_1, self.epsilon_2)
 
     def negative(self, at):
-        return _asymmetric_negative(at, self.gamma_neg, self.clip, self.disable_torch_grad_focal_loss)
+        return _asymmetric_negative(at, self.gamma_neg, _constant(self.clip), self.disable_torch_grad_focal_loss)
 
 # %% ../nbs/03a_family.ipynb #5f11b30d
 class RobustAsymmetricLoss(AsymmetricPolynomialLoss):
@@ -372,7 +384,7 @@ class RobustAsymmetricLoss(AsymmetricPolynomialLoss):
     def negative(self, at):
         loss, pull = super().negative(at)
         hill, hill_pull = _hill(at, self.lam)
-        p_m = _margin_probability(at, self.clip)
+        p_m = _margin_probability(at, _constant(self.clip))
         rest = self.lam-1+p_m
         if at.plain: return loss*hill*rest, None
         return loss*hill*rest, pull*hill*rest + loss*(hill_pull*rest + hill*at.p*at.q)

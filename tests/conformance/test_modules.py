@@ -205,7 +205,8 @@ def test_onnx_without_dynamo_works_or_says_what_does(make, logits):
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        torch.onnx.export(make(), (logits,), file, dynamo=False, input_names=['z'], opset_version=17)
+        try: torch.onnx.export(make(), (logits,), file, dynamo=False, input_names=['z'], opset_version=17)
+        except torch.onnx.errors.UnsupportedOperatorError as error: pytest.xfail(str(error))
     session = onnxruntime.InferenceSession(file.getvalue())
     close(torch.from_numpy(session.run(None, {'z': logits.numpy()})[0]), make()(logits), rtol=1e-4, atol=1e-6)
 
