@@ -45,7 +45,8 @@ def sides(z:Tensor, plain:bool=False) -> Sides:
     "What losses are made of, exact at any finite logit; if plain, in its derivatives too"
     if not plain:
         p, q, log_total = sigmoids(z)
-        if torch.jit.is_tracing(): log_total = torch.log1p(torch.exp(-z.abs()))   # which ONNX knows; pyright: ignore
+        tracing = torch.jit.is_tracing()       # pyright: ignore[reportPrivateImportUsage]  # public, but not listed there
+        if tracing: log_total = torch.log1p(torch.exp(-z.abs()))       # ONNX knows no atanh
         return Sides(z, p, q, log_total-z.clamp(max=0), log_total+z.clamp(min=0), False)
     p = torch.sigmoid(z)
     q = torch.sigmoid(-z)

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 from asl.family import ElementwiseLoss
 from family import Member, laws
 
-def make(**settings): return ElementwiseLoss(lambda z: F.softplus(-z), lambda z: z.sigmoid()*F.softplus(z), **settings)
+def make(**settings): return ElementwiseLoss(lambda z: -F.logsigmoid(z), lambda z: -z.sigmoid()*F.logsigmoid(-z), **settings)
 
 own = Member('own', make, lambda z: log(1+exp(-z)), lambda z: log(1+exp(z))/(1+exp(-z)))
 
