@@ -5,7 +5,11 @@ from torch.nn import functional as F
 from asl.family import ElementwiseLoss
 from family import Member, laws
 
-def make(**settings): return ElementwiseLoss(lambda z: -F.logsigmoid(z), lambda z: -z.sigmoid()*F.logsigmoid(-z), **settings)
+def positive(z): return -F.logsigmoid(z)
+
+def negative(z): return -z.sigmoid()*F.logsigmoid(-z)
+
+def make(**settings): return ElementwiseLoss(positive, negative, **settings)
 
 own = Member('own', make, lambda z: log(1+exp(-z)), lambda z: log(1+exp(z))/(1+exp(-z)))
 
