@@ -1,5 +1,5 @@
 """What scores of the family's losses mean: posteriors beside a numerical minimiser, and what follows from them. Values
-and gradients are in tests/conformance/test_family.py."""
+and gradients are in tests/conformance/test_members.py."""
 import math, random
 
 import pytest, torch

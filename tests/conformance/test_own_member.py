@@ -11,6 +11,6 @@ def negative(z): return -z.sigmoid()*F.logsigmoid(-z)
 
 def make(**settings): return ElementwiseLoss(positive, negative, **settings)
 
-own = Member('own', make, lambda z: log(1+exp(-z)), lambda z: log(1+exp(z))/(1+exp(-z)))
+own = Member('own', make, lambda z: log(1+exp(-z)), lambda z: log(1+exp(z))/(1+exp(-z)), exported=False)
 
 globals().update(laws(own))
