@@ -18,7 +18,9 @@ What else there is:
     Posterior(loss)                       the posterior as a layer, to put behind a model
     label_frequency(written, checked)     the share of labels that people wrote down, for kept= of all of these
     AdaptiveGamma                         gamma_neg that follows the probability gap
-    LinearAsymmetricLoss                  last layer and loss in tiles, for 10 000 labels and more
+    LinearAsymmetricLoss, linear_loss     last layer and loss in tiles, for 10 000 labels and more
+    asl.family, ElementwiseLoss           other losses with all of this: focal, poly, Hill, ..., and your own
+    class_weights, corrected_targets      weights from counts; labels that were forgotten, corrected while training
     asl.distributed, asl.jax              classes divided among processes; the same losses in JAX
     asl_train, asl_predict, asl_bench     commands: train on your own images, predict, measure; -h lists the options
 
@@ -27,10 +29,11 @@ help(AsymmetricLossMultiLabel) explains every setting.
 __version__ = "0.1.0"
 
 from asl.adaptive import AdaptiveGamma, probability_gap
+from asl.family import ElementwiseLoss, class_weights
 from asl.functional import asymmetric_loss_multi_label, asymmetric_loss_single_label
-from asl.linear import LinearAsymmetricLoss, linear_asymmetric_loss
+from asl.linear import LinearAsymmetricLoss, linear_asymmetric_loss, linear_loss
 from asl.loss import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel, Posterior, init_prior_
-from asl.missing import elkan_noto, label_frequency
+from asl.missing import corrected_targets, elkan_noto, label_frequency
 
 # After this line asl.posterior is the function, no longer the module
 from asl.posterior import class_prior, gamma_for_prior, posterior, prior_logit, threshold
@@ -39,4 +42,5 @@ __all__ = ['AsymmetricLossMultiLabel', 'AsymmetricLossSingleLabel',
     'asymmetric_loss_multi_label', 'asymmetric_loss_single_label',
     'posterior', 'threshold', 'prior_logit', 'Posterior', 'class_prior', 'init_prior_', 'gamma_for_prior',
     'label_frequency', 'elkan_noto',
-    'AdaptiveGamma', 'probability_gap', 'LinearAsymmetricLoss', 'linear_asymmetric_loss']
+    'AdaptiveGamma', 'probability_gap', 'LinearAsymmetricLoss', 'linear_asymmetric_loss', 'linear_loss',
+    'ElementwiseLoss', 'class_weights', 'corrected_targets']

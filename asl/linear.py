@@ -453,8 +453,9 @@ def linear_loss(
     if loss.class_dim != -1: raise ValueError(f'class_dim: got {loss.class_dim}, needs -1: what a head gives')
     for name, value in loss.settings().items(): check_constant(name, value)
     logits = stand_in_logits(hidden, weight, bias)
-    return _in_tiles(hidden, weight, bias, target, loss.checked(logits, logits.dtype), loss.ignore_index, loss.reduction,
-        target_kind, sparse_grad, budget, compiled, stats)
+    settings = loss.checked(logits, logits.dtype)
+    return _in_tiles(hidden, weight, bias, target, settings, loss.ignore_index, loss.reduction, target_kind,
+        sparse_grad, budget, compiled, stats)
 
 # %% ../nbs/04_linear.ipynb #671d2940
 Meaning = Mapping[str, Any]|MultiLabelLoss        # what scores mean: settings of `posterior`, or another loss
@@ -475,8 +476,10 @@ def _merge_topk(best:tuple[Tensor, Tensor], scores:Tensor, first_class:int, k:in
     return values, classes.gather(1, order)
 
 def _before_cut(scores:Tensor, settings:Meaning, classes:slice) -> Tensor:
-    "Posteriors of logits (N, c) of these classes, not yet cut off at 1, where shares of classes would tie what is above"
-    if isinstance(settings, MultiLabelLoss): return settings.posterior_of(scores, classes)
+    "Posteriors of logits (N, c) of these classes, not yet cut off at 1, where shares of classes would tie what exceeds"
+    if isinstance(settings, MultiLabelLoss):
+        loss:Any = settings                                # of the family
+        return loss.posterior_of(scores, classes)
     here = {name: of_classes(value, classes) for name, value in settings.items()}
     written = posterior(scores, **{**here, 'kept': 1.})
     kept = here['kept']
@@ -534,7 +537,8 @@ def _other_loss(loss:MultiLabelLoss, asymmetric:AsymmetricLossMultiLabel) -> Mul
     defaults = AsymmetricLossMultiLabel()
     given = dict(asymmetric.settings(), thresh=asymmetric.thresh, kept=asymmetric.kept)
     for name, value in given.items():
-        if value is getattr(defaults, name) or not isinstance(value, Tensor) and value == getattr(defaults, name): continue
+        default = getattr(defaults, name)
+        if value is default or not isinstance(value, Tensor) and value == default: continue
         raise ValueError(f'{name}: given beside another loss, which has its settings itself')
     return loss
 

@@ -64,6 +64,7 @@ class _Loss(KeepsPrecision):
 # %% ../nbs/00_loss.ipynb #687d2610
 class MultiLabelLoss(_Loss):
     "A loss of C independent labels that knows what its scores mean: all but the formula and that meaning"
+    reduction:str
     ignore_index:int
     kept:float|Tensor
 
@@ -162,6 +163,7 @@ class AsymmetricLossMultiLabel(MultiLabelLoss):
     gamma_neg:float|Tensor
     gamma_pos:float|Tensor
     clip:float|Tensor|None
+    disable_torch_grad_focal_loss:bool
 
     def __init__(self, gamma_neg:float|Tensor=4, gamma_pos:float|Tensor=1, clip:float|Tensor|None=0.05,
             eps:float|None=None, disable_torch_grad_focal_loss:bool=False, smoothing:float=0., reduction:str='sum',
@@ -169,7 +171,8 @@ class AsymmetricLossMultiLabel(MultiLabelLoss):
             class_dim:int=-1, thresh:float|Tensor=.5, kept:float|Tensor=1.):
         super().__init__(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, eps=eps,
             disable_torch_grad_focal_loss=disable_torch_grad_focal_loss, smoothing=smoothing, reduction=reduction,
-            weight=weight, pos_weight=pos_weight, ignore_index=ignore_index, class_dim=class_dim, thresh=thresh, kept=kept)
+            weight=weight, pos_weight=pos_weight, ignore_index=ignore_index, class_dim=class_dim, thresh=thresh,
+            kept=kept)
 
     def checked(self, logits:Tensor, dtype:torch.dtype) -> Settings:
         "The settings that ops.dispatch takes, checked for logits (..., C); tensors in dtype."

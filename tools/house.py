@@ -27,7 +27,7 @@ MAY = {     # who may import whom; what stands further down may import what its 
     'linear': ['ops.*', 'functional', 'posterior', 'loss'],
     'distributed': ['ops.*', 'functional', 'posterior', 'loss', 'linear'],
     'jax': ['ops.*', 'functional', 'posterior', 'loss'],
-    '': ['functional', 'posterior', 'missing', 'loss', 'adaptive', 'linear'],
+    '': ['functional', 'posterior', 'missing', 'loss', 'family', 'adaptive', 'linear'],
     'cli': [],
     'training.*': [*LIBRARY, 'cli', 'training.*'],
     'benchmark.*': [*LIBRARY, 'cli', 'benchmark.*'],
@@ -100,5 +100,5 @@ def violations(texts):
     try: TopologicalSorter(graph(texts)).prepare()
     except CycleError as e: wrong.append(f'a circle: {" -> ".join(e.args[1])}')
     top = [module for module in texts if module and '.' not in module]
-    if len(top) > 12: wrong.append(f'{len(top)} modules at the top, and a dozen is enough: {top}')
+    if len(top) > 13: wrong.append(f'{len(top)} modules at the top, and 13 are enough: {top}')
     return wrong

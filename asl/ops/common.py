@@ -59,7 +59,7 @@ def times(weight:float|Tensor, x):
     "weight*x; x itself where the weight is the number 1"
     return x if not isinstance(weight, Tensor) and weight == 1 else weight*x
 
-def smooth(y:Tensor, settings:Settings) -> Tensor:
+def smooth(y:Tensor, settings:AnySettings) -> Tensor:
     "Labels in [0, 1], moved towards 1/2 by the smoothing of the settings"
     smoothing = settings.smoothing
     return y*(1-smoothing) + smoothing/2 if smoothing else y

@@ -15,8 +15,8 @@ from torch.autograd import Function
 
 from asl.ops.checks import (at_least_float32, count_known, invalid_target, known_entries, known_labels,
     label_slack)
-from .common import (ATANH_SERIES, LOG_SERIES, TANH_SERIES, TANH_SERIES_UPTO, AnySettings, Settings, needs_double_backward,
-    of_classes, pack, per_class, polynomial, power, scaled, smooth, times, unpack, widened)
+from .common import (ATANH_SERIES, LOG_SERIES, TANH_SERIES, TANH_SERIES_UPTO, AnySettings, Settings,
+    needs_double_backward, of_classes, pack, per_class, polynomial, power, scaled, smooth, times, unpack, widened)
 from .reference import INFINITE_FROM, infinite_again, margin_and_rest, mean_of_known, split_logit
 from .torch_private import assert_on_device, backward_keeps_graph, one_minus_exp
 

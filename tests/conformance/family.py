@@ -137,7 +137,7 @@ MEMBERS = [
     Member('poly', family.PolyLoss, oracle.poly_pos, oracle.poly_neg, ({}, dict(epsilon=between(-1, 0)),
         dict(epsilon=between(0, 5)), dict(epsilon=-1.))),
     Member('generalised', family.GeneralizedCrossEntropy, oracle.generalized_pos, oracle.generalized_neg, ({},
-        dict(k=between(.01, .5)), dict(k=between(.5, 1)), dict(k=1.))),
+        dict(k_pos=between(.01, .5), k_neg=between(.5, 1)), dict(k_pos=1., k_neg=0.))),
     Member('Hill', family.HillLoss, oracle.hill_pos, oracle.hill_neg, ({},
         dict(lam=between(1.5, 3), margin=2.5, gamma=between(0, 4)), dict(margin=-.25, gamma=0.))),
     Member('APL', family.AsymmetricPolynomialLoss, oracle.apl_pos, oracle.apl_neg, ({}, asymmetric(False),
@@ -157,7 +157,6 @@ def losses_of(member:Member) -> dict:
     maps = randn(2, C, 3, 5).float(), (randn(2, C, 3, 5, seed=4) > 3).float()
     all_of_it = dict(shift=each/4, neg_scale=.9+each/5, smoothing=.1, weight=each/2, pos_weight=2*each, kept=each/9)
     return {
-        f'{member}': (member.make, *many),
         f'{member}, tensors': (partial(member.make, **all_of_it), *many),
         f'{member}, maps': (partial(member.make, shift=-1., weight=each, class_dim=1, reduction='batchmean'), *maps),
     }

@@ -31,11 +31,11 @@ def poly_pos(z, epsilon=2.):
 
 def poly_neg(z, epsilon=2.): return -log(q(z)) + epsilon*p(z)
 
-def generalized_pos(z, k=.7):
-    "Zhang and Sabuncu 2018, Eq. (6): (1-p**q)/q"
-    return (1-p(z)**k)/k
+def generalized_pos(z, k_pos=.7, **_):
+    "Zhang and Sabuncu 2018, Eq. (6): (1-p**q)/q, and its limit at q = 0"
+    return (1-p(z)**k_pos)/k_pos if k_pos else -log(p(z))
 
-def generalized_neg(z, k=.7): return (1-q(z)**k)/k
+def generalized_neg(z, k_neg=.7, **_): return (1-q(z)**k_neg)/k_neg if k_neg else -log(q(z))
 
 def hill_pos(z, margin=1., gamma=2., **_):
     "Zhang et al. 2021, Eq. (8): -(1-p_m)**gamma log(p_m) with p_m = sigmoid(z-m)"
