@@ -211,13 +211,14 @@ def elementwise_reference(input:Tensor, target:Tensor, settings:FamilySettings, 
 
 # %% ../../nbs/24a_ops.elementwise.ipynb #25a28a33
 NEARER = 600., 60.                     # where both pulls vanish, the link of the first of these at which they do not
+DIGITS_LEFT = 2.**40                   # of the smallest number with all its digits: a smaller pull counts as vanished
 
 def link(z:Tensor, settings:FamilySettings) -> Tensor:
     "Eq. (2) of logits (..., C), in their dtype: the mean target that they mean"
     def of(z):
         (_, G_pos), (_, G_neg) = settings.terms(finite_logits(z.to(highest_precision(z))))
         total = G_neg + settings.pos_weight*G_pos
-        return G_neg/total, total > 0
+        return G_neg/total, total > DIGITS_LEFT*torch.finfo(total.dtype).tiny
     eta, known = of(z)
     for limit in NEARER:
         near, found = of(z.clamp(-limit, limit))
