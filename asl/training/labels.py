@@ -7,21 +7,26 @@ __all__ = ['ImageSet', 'a_few', 'read_table', 'files_of', 'column_of', 'read_csv
 
 # %% ../../nbs/31_training.labels.ipynb #612fde72
 import csv, io, os, re
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import normalize
 
 import torch
 from torch import Tensor
 
 from ..cli import Refused
+from .stored import Stored
+from .targets import Targets, targets_of_labels, targets_of_table
 
 # %% ../../nbs/31_training.labels.ipynb #e21f73cf
 class ImageSet(NamedTuple):
     "Image files and their labels"
     files: list      # Path of each image
-    targets: Tensor  # (n, C) float32: 1, 0, or -100 where unknown; or (n,) int64: the class of each image
+    targets: Tensor|Targets  # (n, C) float32: 1, 0, or -100 where unknown; or (n,) int64: the class of each image
     classes: list    # Class names, C of them
     where: list      # Where each image is listed, such as 'labels.csv, row 7'; its own path if in a folder
+    groups: list|None = None # The group of each image, which stays on one side of a split; '' for none
 
     @property
     def single(self):
@@ -37,8 +42,9 @@ class ImageSet(NamedTuple):
         "The images at `indices` (integers, or a mask), in this order"
         chosen = torch.as_tensor(indices, dtype=None if len(indices) else torch.long)
         order = torch.arange(len(self.files))[chosen]
-        return self._replace(targets=self.targets[order],
-            files=[self.files[i] for i in order.tolist()], where=[self.where[i] for i in order.tolist()])
+        targets = self.targets.pick(order) if isinstance(self.targets, Targets) else self.targets[order]
+        def of(values): return values and [values[i] for i in order.tolist()]
+        return self._replace(files=of(self.files), targets=targets, where=of(self.where), groups=of(self.groups))
 
 # %% ../../nbs/31_training.labels.ipynb #dd0ba0bb
 def _text(path):
@@ -119,19 +125,39 @@ def _path_inside(name, images):
     except ValueError: return None  # another drive
     return None if Path(path).parts[:1] == ('..',) else Path(images)/path
 
+def _file_named(name, images):
+    "The file of a name, None if it leaves the folder; without a folder given, an absolute path stands for itself"
+    if images is None and os.path.isabs(name): path = Path(os.path.normpath(name))
+    else: path = _path_inside(name, images or '.')
+    return path and _as_on_disk(path)
+
+def _as_on_disk(path):
+    "A path in that spelling of its accents that the disk has: in one character, or in two as a Mac writes them"
+    if str(path).isascii() or path.exists(): return path
+    spellings = [Path(normalize(form, str(path))) for form in ('NFC', 'NFD')]
+    return next((spelling for spelling in spellings if spelling.exists()), path)
+
 # %% ../../nbs/31_training.labels.ipynb #3f0e8e92
 def files_of(path, rows, column, images, suffix):
     "The path of each row's image, no two the same"
     row_of = {}
+    _check_one_kind(path, rows, column, images)
     for row, cells in rows:
         at = f'{path}, row {row}'
         if not cells[column]: raise Refused(f'{at}: no file name')
         name = cells[column] + suffix
-        file = _path_inside(name, images)
+        file = cells[column] if isinstance(cells[column], Stored) else _file_named(name, images)
         if file is None: raise Refused(f'{at}: {name} is not in the folder {images}')
         if file in row_of: raise Refused(f'{at}: {name} is already in row {row_of[file]}')
         row_of[file] = row
     return list(row_of)
+
+def _check_one_kind(path, rows, column, images):
+    "Without a folder given, refuse absolute paths beside relative ones"
+    kinds = {os.path.isabs(cells[column]): (row, cells[column]) for row, cells in rows}
+    if images is not None or len(kinds) < 2: return
+    row, name = kinds[True]
+    raise Refused(f'{path}, row {row}: {name} is an absolute path, and others are not; --images says where all are')
 
 # %% ../../nbs/31_training.labels.ipynb #1d90e738
 def _unknown(classes):
@@ -156,11 +182,7 @@ def _label_targets(path, rows, column, separator, classes):
     for (row, _), labels in zip(rows, found):
         for label in sorted(labels - index.keys()):
             raise Refused(f'{path}, row {row}: the label {label!r} {_unknown(known)}')
-    there = [(i, index[label]) for i, labels in enumerate(found) for label in labels]
-    image, label = torch.tensor(there, dtype=torch.long).view(-1, 2).T
-    targets = torch.zeros(len(rows), len(known))
-    targets[image, label] = 1
-    return targets, known
+    return targets_of_labels(({index[label] for label in labels} for labels in found), len(known)), known
 
 # %% ../../nbs/31_training.labels.ipynb #b2e60c9d
 CELLS = {'0': 0., '0.0': 0., '1': 1., '1.0': 1., '': -100.}     # the target that a cell of a class stands for
@@ -177,7 +199,7 @@ def _column_targets(path, header, rows, columns, classes):
             hint = '; if one column holds all labels, name it with --label_column' if has_letters else ''
             raise Refused(f'{path}, row {row}, column {header[i]}: {cells[i]!r} is not 0, 1 or empty{hint}')
     targets = torch.tensor([[CELLS[cells[i]] for i in columns] for _, cells in rows])
-    return targets, [header[i] for i in columns]
+    return targets_of_table(targets), [header[i] for i in columns]
 
 def _check_class_columns(path, names, classes):
     "Refuse columns that are not just the classes of training"
@@ -188,16 +210,35 @@ def _check_class_columns(path, names, classes):
 
 # %% ../../nbs/31_training.labels.ipynb #e5f8b1be
 VALID_WORDS = {'1', '1.0', 'true', 'yes', 'valid', 'val', 'validation'}
-TRAIN_WORDS = {'0', '0.0', 'false', 'no', 'train', ''}
+TRAIN_WORDS = {'0', '0.0', 'false', 'no', 'train', 'training', ''}
+TEST_WORDS = {'test', 'testing'}
 
-def _valid_mask(path, header, rows, column):
-    "Which rows are for validation, (n,) bool"
-    words = [cells[column].lower() for _, cells in rows]
-    for word, (row, cells) in zip(words, rows):
-        if word in VALID_WORDS or word in TRAIN_WORDS: continue
-        at = f'{path}, row {row}, column {header[column]}'
-        raise Refused(f'{at}: {cells[column]!r} is neither valid nor train (nor 1 or 0, true or false, yes or no)')
-    return torch.tensor([word in VALID_WORDS for word in words])
+def _part_named(header, valid):
+    "The column for validation, and, of one such as fold:3, which of its values is for validation, else None"
+    column, colon, value = valid.rpartition(':')
+    return (valid, None) if valid in header or not colon else (column, value)
+
+def _parts(path, header, rows, column, value):
+    "Of each row: is it for validation? None if for testing"
+    if value is not None: return _parts_by_value(path, header, rows, column, value)
+    parts = []
+    for row, cells in rows:
+        word = cells[column].lower()
+        if word in TEST_WORDS: parts.append(None)
+        elif word in VALID_WORDS or word in TRAIN_WORDS: parts.append(word in VALID_WORDS)
+        else:
+            at = f'{path}, row {row}, column {header[column]}'
+            raise Refused(f'{at}: {cells[column]!r} is neither valid, train nor test (nor 1 or 0, true or false, yes '
+                          f'or no); of folds choose one, as in --valid {header[column]}:{cells[column]}')
+    return parts
+
+def _parts_by_value(path, header, rows, column, value):
+    "Of each row: has it this value? Numbers may be written as 3 or 3.0"
+    def plain(text): return re.sub(r'^([0-9]+)[.]0*$', r'\1', text)
+    values = [plain(cells[column]) for _, cells in rows]
+    if plain(value) in values: return [own == plain(value) for own in values]
+    there = a_few(sorted(set(values)))
+    raise Refused(f'--valid {header[column]}:{value}: no such value in this column of {path}; there are {there}')
 
 # %% ../../nbs/31_training.labels.ipynb #e468183a
 def column_of(path, header, name):
@@ -211,20 +252,22 @@ class Columns(NamedTuple):
     files: int
     valid: int|None
     labels: int|None    # None: each of the others is a class
-    others: list        # All but those of files and validation
+    others: list        # All but those of files, validation and groups
+    group: int|None = None
 
-def _columns(path, header, rows, files, labels, valid, classes):
+def _columns(path, header, rows, files, labels, valid, classes, group=None):
     "The columns of these names, and what can be told of those without"
     file = 0 if files is None else column_of(path, header, files)
     part = None if valid is None else column_of(path, header, valid)
     label = None if labels is None else column_of(path, header, labels)
-    for i in (part, label):
-        if i is not None and [file, part, label].count(i) > 1:
+    of_groups = None if group is None else column_of(path, header, group)
+    for i in (part, label, of_groups):
+        if i is not None and [file, part, label, of_groups].count(i) > 1:
             raise Refused(f'{path}: the column {header[i]!r} cannot hold two things')
-    others = [i for i in range(len(header)) if i not in (file, part)]
+    others = [i for i in range(len(header)) if i not in (file, part, of_groups)]
     if not others: raise Refused(f'{path}: no column with labels; there are {a_few(header)}')
     if label is None and len(others) == 1 and not _is_class(others[0], header, rows, classes): label = others[0]
-    return Columns(file, part, label, others)
+    return Columns(file, part, label, others, of_groups)
 
 def _is_class(column, header, rows, classes):
     "Is the only column left a class, with 0, 1 or nothing in its cells, and not one of labels?"
@@ -234,24 +277,37 @@ def _is_class(column, header, rows, classes):
 # %% ../../nbs/31_training.labels.ipynb #4bb712d7
 def read_csv(
     path:str,                # The CSV: UTF-8, a header; cells separated by commas, semicolons or tabs
-    images:str='.',          # Folder that file names start from, and none may leave
+    images:str|None=None,    # Folder that file names start from, and none may leave (default: the current one)
     *,
     files:str|None=None,     # Column of file names (default: the first)
     labels:str|None=None,    # Column of separated labels (default: the only other one; of more, each is a class)
     separator:str|None=None, # Between labels; '' for one label a cell (default: the first of | ; , and space there is)
     suffix:str='',           # Appended to every file name, such as '.jpg'
-    valid:str|None=None,     # Column that says which rows are for validation
+    valid:str|None=None,     # Column that says which rows are for validation, or its name and a value, as fold:3
+    group:str|None=None,     # Column of groups that stay on one side of a split
     classes:list|None=None,  # Class names, if known already (default: labels sorted, columns as they stand)
+    say:Callable=print,      # Called with a line about rows for testing, which are left out
 )->tuple[ImageSet, Tensor|None]: # With targets (n, C); which are for validation, (n,) bool, or None; or Refused
     "Images and labels from a CSV"
-    if not Path(images).is_dir(): raise Refused(f'--images {images}: no such folder')
+    if not Path(images or '.').is_dir(): raise Refused(f'--images {images}: no such folder')
     header, rows = read_table(path)
-    columns = _columns(path, header, rows, files, labels, valid, classes)
-    in_valid = None if columns.valid is None else _valid_mask(path, header, rows, columns.valid)
+    column, value = (None, None) if valid is None else _part_named(header, valid)
+    columns = _columns(path, header, rows, files, labels, column, classes, group)
+    in_valid = None
+    if columns.valid is not None: rows, in_valid = _without_test(path, header, rows, columns.valid, value, say)
     paths = files_of(path, rows, columns.files, images, suffix)
+    groups = None if columns.group is None else [cells[columns.group] for _, cells in rows]
     if columns.labels is None: targets, names = _column_targets(path, header, rows, columns.others, classes)
     else: targets, names = _label_targets(path, rows, columns.labels, separator, classes)
-    return ImageSet(paths, targets, names, [f'{path}, row {row}' for row, _ in rows]), in_valid
+    return ImageSet(paths, targets, names, [f'{path}, row {row}' for row, _ in rows], groups), in_valid
+
+def _without_test(path, header, rows, column, value, say):
+    "The rows for training and validation, and which are for validation, (n,) bool; those for testing are told"
+    parts = _parts(path, header, rows, column, value)
+    n_test = sum(part is None for part in parts)
+    if n_test: say(f'{path}: {n_test} rows for testing (column {header[column]}) are left out')
+    rows = [row for row, part in zip(rows, parts) if part is not None]
+    return rows, torch.tensor([part for part in parts if part is not None], dtype=torch.bool)
 
 # %% ../../nbs/31_training.labels.ipynb #5b21e39e
 def images_in(folder):

@@ -12,6 +12,7 @@ from torch import nn
 from ..cli import Refused
 from ..loss import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel, init_prior_
 from ..posterior import class_prior
+from .targets import Targets
 
 # %% ../../nbs/34_training.model.ipynb #5f02f86b
 def _conv3(n_classes):
@@ -121,7 +122,7 @@ def make_loss(
 # %% ../../nbs/34_training.model.ipynb #95f6ec54
 def start_at_prior(
     net:nn.Module,        # Its last bias is set
-    targets:torch.Tensor, # (n, C): 1, 0, or -100 where unknown
+    targets:torch.Tensor|Targets, # (n, C): 1, 0, or -100 where unknown
     settings:dict,        # Of the loss
 ):
     "Set the last bias so that each score means the share of positives in its class"
@@ -130,5 +131,5 @@ def start_at_prior(
         raise Refused('--model: its last layer has no bias of one number a class; pass --no_prior')
     loss = meaning(settings)
     assert isinstance(loss, AsymmetricLossMultiLabel)
-    try: init_prior_(last, class_prior(targets), loss)
+    try: init_prior_(last, targets.prior() if isinstance(targets, Targets) else class_prior(targets), loss)
     except ValueError as e: raise Refused(f'{e}; or pass --no_prior') from None

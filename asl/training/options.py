@@ -13,21 +13,24 @@ from typing import Any
 
 from ..cli import Refused, check
 from .folder import read_settings
+from .images import as_range
 from .model import loss_settings
 
 # %% ../../nbs/38_training.options.ipynb #185b7c4a
 @dataclass(frozen=True)
 class _OfData:
     "Images and labels"
-    labels:str|Path|None=None  # CSV, a file name and labels in each row; neither this nor --images: the built-in digits
+    labels:str|Path|None=None  # CSV (file name and labels in each row), COCO's JSON, Parquet, or a folder of datasets
     _:KW_ONLY
     images:str|Path|None=None     # Folder that the file names start from; without a CSV: a folder in it for each class
-    valid:str|Path='0.2'  # What to validate on: a share of the images, a column of the CSV, or a second CSV or folder
+    valid:str|Path='0.2'  # What to validate on: a share, a column, a value in it (fold:3), or a second CSV or folder
     files:str|None=None           # Column with the file names (the first)
     label_column:str|None=None    # Column of divided labels (the only other one; else one for each class: 0, 1, empty)
     separator:str|None=None       # What divides labels (the first of | ; , and space that occurs)
     suffix:str=''                 # Ending to add to each file name, such as .jpg
-    skip_bad:bool=False           # Leave out images that cannot be read
+    group:str|None=None           # Column of what a split by share must not divide, such as the video of a frame
+    range:str|None=None  # Grey of more than 8 bits: what is black and white, such as 0,4095 (99.8% of the values)
+    skip_bad:bool=False           # Leave out images that cannot be read; all are decoded first
     classes:int|None=None         # Of the digits: 80, a digit in a hue, 2.5% positive; down to 10, the digit alone, 20%
 
 # %% ../../nbs/38_training.options.ipynb #d7cf73c3
@@ -123,8 +126,8 @@ def check_numbers(options:Options):
         for name in names: check(options, name, fits, needs)
 
 # %% ../../nbs/38_training.options.ipynb #24a9d909
-OF_A_CSV = 'files', 'label_column', 'separator', 'suffix'
-OF_OWN_IMAGES = 'valid', *OF_A_CSV, 'skip_bad', 'pretrained', 'size', 'augment', 'no_flip', 'workers'
+OF_A_CSV = 'files', 'label_column', 'separator', 'suffix', 'group'
+OF_OWN_IMAGES = 'valid', *OF_A_CSV, 'range', 'skip_bad', 'pretrained', 'size', 'augment', 'no_flip', 'workers'
 
 def _check_meant(options):
     "Refuse an option that would do nothing with these data"
@@ -134,6 +137,7 @@ def _check_meant(options):
             raise Refused(f'--{name}: for images of your own; give a CSV or --images as well')
     for name in OF_A_CSV:
         if given(name) and not options.labels: raise Refused(f'--{name}: is about a CSV; give one as well')
+    if options.range is not None: as_range(options.range)
     if options.own and options.classes is not None: raise Refused('--classes: the classes are those of your images')
 
 # %% ../../nbs/38_training.options.ipynb #b6de8ca4

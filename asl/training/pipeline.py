@@ -9,7 +9,7 @@ __all__ = ['run_training']
 import csv, json, math, os, shutil, sys, time
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any, cast
@@ -21,49 +21,67 @@ from .batches import Batches, transform
 from ..cli import Refused, find_device, fixed, need, versions
 from .digits import digit_collages
 from .figures import Outcome
-from .images import check_sets, read_images, readable
+from .images import as_range, check_sets, find_grey_range, read_images, readable, tell_copies
 from .model import make_loss, make_model, meaning, picture_config, start_at_prior, use_pretrained
 from .options import Completed, Options, check_numbers, complete, loss_asked, resumed
 from .page import write_report
 from .folder import FORMAT, fingerprint, locked, new_run, read_settings, save_tensors, write, write_json
 from .score import score, score_single
+from .targets import Targets, targets_of_table
 from .trainer import Adapting, Trainer, fit
 
 # %% ../../nbs/39_training.pipeline.ipynb #b98153a6
-def _read(options):
+def _read(options, say):
     "Training and validation data; images only by name yet"
     if options.own:
-        names = 'labels', 'images', 'valid', 'files', 'label_column', 'separator', 'suffix', 'seed'
-        return read_images(**{name: getattr(options, name) for name in names})
+        names = 'labels', 'images', 'valid', 'files', 'label_column', 'separator', 'suffix', 'group', 'seed'
+        return read_images(**{name: getattr(options, name) for name in names}, say=say)
     return [digit_collages(split, seed=options.seed, n_classes=options.classes) for split in ('train', 'test')]
 
 # %% ../../nbs/39_training.pipeline.ipynb #35a24014
 def _decodable(train, valid, options, say, hide_bar):
-    "Training and validation images that can be read"
+    "Training and validation images that can be read; and of both, the files with deep grey"
     from tqdm import tqdm
     n = len(train.files) + len(valid.files)
     with tqdm(total=n, desc='reading images', file=sys.stdout, leave=False, disable=hide_bar) as bar:
-        train, valid = readable([train, valid], options.skip_bad, say, bar.update)
+        (train, valid), deep = readable([train, valid], options.skip_bad, say, bar.update)
     check_sets(options.labels or options.images, train, valid)
     if len(train.files) < 2: raise Refused('too few readable images: needs 2 to train on')
-    return train, valid
+    tell_copies(train, valid, say)
+    return train, valid, deep
+
+# %% ../../nbs/39_training.pipeline.ipynb #cb62e063
+def _grey_range(options, deep, say):
+    "The values that become black and white in grey of more than 8 bits; None where no image is such"
+    in_training, in_validation = deep
+    if options.resume: return read_settings(options.resume)['config'].get('range')
+    if not in_training and in_validation and options.range is None:
+        raise Refused(f'{in_validation[0]}: grey of more than 8 bits, as no training image is; '
+                      '--range LOW,HIGH says what is black and white')
+    if not in_training and not in_validation:
+        if options.range is None: return None
+        raise Refused(f'--range {options.range}: no image is grey with more than 8 bits')
+    low, high = find_grey_range(in_training) if options.range is None else as_range(options.range)
+    n = len(in_training) + len(in_validation)
+    say(f'{n} images are grey with more than 8 bits: {low:g} becomes black, {high:g} white; --range LOW,HIGH sets it')
+    return [low, high]
 
 # %% ../../nbs/39_training.pipeline.ipynb #7cf0acb2
 def _batches(train, valid, options, config):
     "What the loop reads: images as the network wants them"
     augmented = transform(config, True, options.augment, not options.no_flip)
-    return (Batches(train, augmented, options.seed, options.workers),
-            Batches(valid, transform(config), options.seed, options.workers))
+    return (Batches(train, augmented, options.seed, options.workers, config=config),
+            Batches(valid, transform(config), options.seed, options.workers, config=config))
 
 # %% ../../nbs/39_training.pipeline.ipynb #9ccea0dd
 def _check_known(train, loss):
     "Refuse targets that no training can mend: (n, C) with -100 for unknown, or (n,)"
     if train.targets.ndim == 1: return
-    unknown = train.targets == -100
-    if unknown.any() and loss == 'timm_asl': raise Refused('--loss timm_asl: cannot leave out unknown entries; asl can')
-    never_known = unknown.all(0)
-    if never_known.any():
-        first = train.classes[never_known.int().argmax()]
+    _, known = targets_of_table(train.targets).counts()
+    some_unknown = (known < len(train.targets)).any()
+    if some_unknown and loss == 'timm_asl': raise Refused('--loss timm_asl: cannot leave out unknown entries; asl can')
+    if (known == 0).any():
+        first = train.classes[(known == 0).int().argmax()]
         raise Refused(f'the class {first} has no known entry in training')
 
 # %% ../../nbs/39_training.pipeline.ipynb #fe4d26c0
@@ -257,7 +275,7 @@ def _finish(training):
     classes = training.metadata['classes']
     records = training.records
     logits = training.trainer.logits(valid, training.options.batch_size)     # by all processes
-    targets = valid.targets.cpu()
+    targets = valid.targets[:].cpu()
     if not training.main: return
     single = targets.ndim == 1
     judge = score_single if single else score
@@ -323,7 +341,6 @@ def _kept_settings(options, settings, metadata):
     "What settings.json holds; paths are absolute, so that the run can be resumed from anywhere"
     paths = {k: getattr(options, k) for k in ('labels', 'images', 'valid')}
     paths = {k: os.path.abspath(path) for k, path in paths.items() if path and os.path.exists(path)}
-    if options.labels: paths['images'] = os.path.abspath(options.images or '.')
     facts = dict(n_classes=len(metadata['classes']), versions=versions())
     facts |= {k: metadata[k] for k in ('asl', 'single', 'config', 'weights', 'data')}
     return asdict(options) | paths | settings | facts | dict(format=FORMAT)
@@ -338,17 +355,33 @@ def _split_csv(names):
 # %% ../../nbs/39_training.pipeline.ipynb #3171afb4
 def _batches_of(train, valid, options, config, say, hide_bar):
     "Of images that were only named yet: what the loop reads, the names of both parts, and the fingerprint of the data"
-    train, valid = _decodable(train, valid, options, say, hide_bar)
+    train, valid, deep = _decodable(train, valid, options, say, hide_bar)
+    config['range'] = _grey_range(options, deep, say)
     _check_known(train, options.loss)
     say(f'{len(train.classes)} classes; {len(train.files)} images to train on, {len(valid.files)} to validate')
-    names = [[os.path.relpath(file, options.images or '.') for file in part.files] for part in (train, valid)]
-    data = fingerprint(train.classes, *names, train.targets, valid.targets)
+    names = [[_name_in(options.images, file) for file in part.files] for part in (train, valid)]
+    targets = [tensor for part in (train, valid) for tensor in _tensors_of(part.targets)]
+    data = fingerprint(train.classes, *names, *targets)
     return *_batches(train, valid, options, config), names, data
+
+def _name_in(folder, file):
+    "How a file is called in its folder; without one its path is absolute"
+    return os.path.relpath(file, folder) if folder else str(file)
+
+def _tensors_of(targets):
+    "The tensors that targets are made of"
+    return targets.parts() if isinstance(targets, Targets) else [targets]
+
+def _with_folder(options, data):
+    "The options with the folder that relative file names start from, which a resumed run has to know"
+    if options.images or os.path.isabs(data.files[0]): return options
+    return replace(options, images='.')
 
 # %% ../../nbs/39_training.pipeline.ipynb #0bb6121c
 def _prepare(options, settings, accelerator, say)->Training:
     "Data, network, loss and folder; where anything is wrong with them, nothing has been written yet"
-    train, valid = _read(options)
+    train, valid = _read(options, say)
+    if options.own: options = _with_folder(options, train)
     net, weights, config = _network(options, len(train.classes), say)
     if options.own:
         hide_bar = not (sys.stdout.isatty() and accelerator.is_main_process)

@@ -67,7 +67,8 @@ def _images(paths, images:str|Path='.', files=None, suffix='', skip_bad=False)->
         named_at += where
     data = ImageSet(found, torch.zeros(len(found), dtype=torch.long), [], named_at)
     def say(line): print(f'asl_predict: {line}', file=sys.stderr)
-    return readable([data], skip_bad, say)[0]
+    (data,), _ = readable([data], skip_bad, say)
+    return data
 
 # %% ../../nbs/40_training.predictor.ipynb #4109b665
 @torch.no_grad()
@@ -82,7 +83,7 @@ def probabilities(
 )->torch.Tensor: # (n, C), float32, on the CPU
     "What a network says of images, as probabilities"
     order = torch.arange(len(data.files)).split(batch_size)
-    batches = Batches(data, transform(config), workers=workers).batches(order)
+    batches = Batches(data, transform(config), workers=workers, config=config).batches(order)
     net.to(device)
     loss.to(device)
     return torch.cat([loss.posterior(net(x.to(device)).float()).cpu() for x, _ in batches])

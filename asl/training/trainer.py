@@ -270,7 +270,7 @@ def _learn(trainer, train, order, epoch, tick):
 def _judge(trainer, test, posterior, size):
     "The record of an epoch, and each class's AP, (C,)"
     logits = trainer.logits(test, size)
-    targets = test.targets.cpu()
+    targets = test.targets[:].cpu()
     test_loss = trainer.loss_fn(logits.to(trainer.device), targets.to(trainer.device)).item()
     record = dict(train_loss=(trainer.total/trainer.seen).item(), test_loss=test_loss)
     if not math.isfinite(sum(record.values())):
