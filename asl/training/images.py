@@ -416,6 +416,8 @@ def read_images(
     if labels is None and images is None:
         raise Refused('no images: give a CSV of labels, or --images with a folder for each class')
     coco = bool(labels) and is_coco(labels)
+    about_columns = dict(files=files, label_column=label_column, separator=separator, suffix=suffix, group=group)
+    if coco: _check_no_columns(labels, about_columns)
     def read(path, **more):
         if not labels: return read_folder(path, **more), None
         if coco: return read_coco(path, images, **more), None
@@ -436,10 +438,24 @@ def read_images(
         assert in_valid is not None                  # there is such a column, so there is a mask
         train_set, valid_set = data.pick(~in_valid), data.pick(in_valid)
     else:
+        if labels and is_table(labels): _check_not_split(labels)
         data, _ = read(source)
         train_set, valid_set = split(data, float(valid), seed)
     check_sets(source, train_set, valid_set)
     return train_set, valid_set
+
+def _check_no_columns(path, given):
+    "Refuse options about columns where there are none"
+    for name, value in given.items():
+        if value: raise Refused(f'--{name}: {path} is COCO, and has no columns')
+
+def _check_not_split(path):
+    "Refuse to divide anew what is divided already"
+    rows = read_table(path)[1]
+    parts = dict.fromkeys(row.split(' of ')[1] for row, _ in rows if isinstance(row, str))
+    if not parts: return
+    raise Refused(f'{path}: is divided into {a_few(list(parts))}; --valid split validates on its own part, or name '
+                  f'one part, such as {path}/{next(iter(parts))}')
 
 def _check_like(valid, labels, coco, source):
     "Refuse a path for validation that is of another kind than that for training"

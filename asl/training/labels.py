@@ -6,7 +6,7 @@
 __all__ = ['ImageSet', 'a_few', 'read_table', 'files_of', 'column_of', 'read_csv', 'images_in', 'read_folder']
 
 # %% ../../nbs/31_training.labels.ipynb #612fde72
-import csv, io, os, re
+import csv, io, json, os, re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..cli import Refused
-from .stored import Stored
+from .stored import Stored, is_table, read_stored
 from .targets import Targets, targets_of_labels, targets_of_table
 
 # %% ../../nbs/31_training.labels.ipynb #e21f73cf
@@ -57,7 +57,7 @@ def _text(path):
         row = len((e.object[:e.start] + b'x').splitlines())
         raise Refused(f'{path}, row {row}: not UTF-8; save it as CSV UTF-8') from None
     if '\0' in text: raise Refused(f'{path}: not a text file')
-    return text
+    return normalize('NFC', text)
 
 # %% ../../nbs/31_training.labels.ipynb #75c55325
 def _delimiter(text):
@@ -98,6 +98,7 @@ def _suffixes():
 # %% ../../nbs/31_training.labels.ipynb #8e8030e1
 def read_table(path):
     "The header of a CSV, and its rows, each a pair of where it begins and its cells, as many as the header has"
+    if is_table(path): return read_stored(path)
     rows = _csv_rows(path)
     if not rows: raise Refused(f'{path}: empty')
     first, header = rows.pop(0)
@@ -174,7 +175,8 @@ def _label_targets(path, rows, column, separator, classes):
     "Targets (n, C) and class names from cells of separated labels"
     texts = [cells[column] for _, cells in rows]
     if separator is None: separator = _separator(texts, classes)
-    parts = [text.split(separator) if separator else [text] for text in texts]
+    if all(text[:1] == '[' for text in texts if text): parts = [json.loads(text or '[]') for text in texts]
+    else: parts = [text.split(separator) if separator else [text] for text in texts]
     found = [{label.strip() for label in labels} - {''} for labels in parts]
     known = sorted(set().union(*found)) if classes is None else list(classes)
     if not known: raise Refused(f'{path}: no image has a label')
@@ -243,6 +245,7 @@ def _parts_by_value(path, header, rows, column, value):
 # %% ../../nbs/31_training.labels.ipynb #e468183a
 def column_of(path, header, name):
     "The index of a column"
+    name = normalize('NFC', name)
     if name in header: return header.index(name)
     raise Refused(f'{path}: no column {name!r}; there are {a_few(header)}')
 
@@ -332,14 +335,14 @@ def _class_folders(images, classes):
     at = f'--images {images}'
     try: folders = sorted(path for path in Path(images).iterdir() if path.is_dir() and path.name[0] != '.')
     except OSError as e: raise Refused(f'{at}: {e.strerror}') from None
-    names = [folder.name for folder in folders]
+    names = [normalize('NFC', folder.name) for folder in folders]
     if names and {name.lower() for name in names} <= PARTS:
         raise Refused(f'{at}: its folders {a_few(names)} are no classes; give one to --images, another to --valid')
     if classes is None and len(names) < 2:
         has = a_few(names) or 'none'
         raise Refused(f'{at}: needs a folder for each of 2 classes or more, has {has}; or give a CSV of labels')
-    for folder in folders:
-        if classes is not None and folder.name not in classes: raise Refused(f'{folder}: the class {_unknown(classes)}')
+    for folder, name in zip(folders, names):
+        if classes is not None and name not in classes: raise Refused(f'{folder}: the class {_unknown(classes)}')
     return folders
 
 # %% ../../nbs/31_training.labels.ipynb #6dfca06b
@@ -349,12 +352,12 @@ def read_folder(
 )->ImageSet:                # With targets (n,); Refused if anything is wrong
     "Images in a folder per class: one label each"
     folders = _class_folders(images, classes)
-    classes = [folder.name for folder in folders] if classes is None else list(classes)
+    classes = [normalize('NFC', folder.name) for folder in folders] if classes is None else list(classes)
     files = []
     targets = []
     for folder in folders:
         found = images_in(folder)
         if not found: raise Refused(f'{folder}: no image in the folder of this class')
         files += found
-        targets += [classes.index(folder.name)]*len(found)
+        targets += [classes.index(normalize('NFC', folder.name))]*len(found)
     return ImageSet(files, torch.tensor(targets, dtype=torch.long), classes, [str(file) for file in files])

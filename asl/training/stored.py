@@ -59,19 +59,20 @@ def is_table(path)->bool:
     if not path.is_file(): return False         # a pipe can be read once, and is no Parquet
     with open(path, 'rb') as f: return f.read(4) == b'PAR1'
 
-# %% ../../nbs/30c_training.stored.ipynb #4377144f
+# %% ../../nbs/30c_training.stored.ipynb #8230059f
 def _parts(path):
     "The files of a table by split; a table without splits is one part, called None"
     path = Path(path)
     if path.is_file(): return {None: [path]}
     if (path/'dataset_dict.json').is_file():
-        return {split: _saved(path/split) for split in json.loads((path/'dataset_dict.json').read_text())['splits']}
+        splits = json.loads((path/'dataset_dict.json').read_text(encoding='utf-8'))['splits']
+        return {split: _saved(path/split) for split in splits}
     if (path/'state.json').is_file(): return {None: _saved(path)}
     parts = {}
     for file in sorted(path.rglob('*.parquet')):
         split = re.match('(train|validation|valid|val|test)[-._]', file.name)
         parts.setdefault(split and split[1], []).append(file)
-    return parts
+    return parts if len(parts) > 1 else {None: [file for files in parts.values() for file in files]}
 
 def _saved(folder):
     "The files of a data set that `datasets` has saved to a folder"
