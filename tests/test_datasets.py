@@ -167,7 +167,7 @@ def test_a_split_without_groups_is_as_it_was():
     assert split(data, .3)[1].files == split(of_groups_of_one, .3)[1].files
     assert split(data._replace(targets=targets_of_table(y)), .3)[1].files == split(data, .3)[1].files
 
-def test_absolute_paths_need_no_folder(here, monkeypatch):
+def test_absolute_paths_need_no_folder(here):
     rows = [(f'{here}/img/{i}.png', 'cat' if i % 2 else 'dog') for i in range(20)]
     Path('elsewhere').mkdir()
     Path('elsewhere/l.csv').write_text('file,labels\n' + ''.join(','.join(row) + '\n' for row in rows))
@@ -187,7 +187,8 @@ def test_accents_are_one_thing_however_they_are_written():
     for i, folder in enumerate((label, 'x')):
         for side in 'tv':
             Path(side, normalize('NFC', folder) if side == 'v' else folder).mkdir(parents=True)
-            picture(i + 2*(side == 'v')).save(next(p for p in sorted(Path(side).iterdir()) if not any(p.iterdir()))/'1.png')
+            empty = next(p for p in sorted(Path(side).iterdir()) if not any(p.iterdir()))
+            picture(i + 2*(side == 'v')).save(empty/'1.png')
     _, valid_set = read_images(images='t', valid='v')
     assert sorted(valid_set.classes) == ['café', 'x']
 

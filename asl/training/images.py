@@ -13,14 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from multiprocessing.pool import ThreadPool
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from ..cli import Refused
 from .coco import is_coco, read_coco
-from .labels import ImageSet, read_csv, read_folder, a_few, read_table
+from .labels import ImageSet, read_csv, read_folder, a_few
 from .stored import Stored, is_table
+from .table import names_in, table_of
 from .targets import Targets, targets_of_table
 
 # %% ../../nbs/32_training.images.ipynb #793c2f6c
@@ -398,15 +399,23 @@ def _is_number(text):
     except ValueError: return False
     return True
 
+# %% ../../nbs/32_training.images.ipynb #065845df
+def _names(names):
+    "A list of names, if they are given as text such as A,B"
+    return names_in(names) if isinstance(names, str) else names
+
 # %% ../../nbs/32_training.images.ipynb #aba84429
 def read_images(
     labels:str|None=None,       # CSV, COCO, Parquet or `datasets`; without it, `images` has a folder per class
     images:str|None=None,       # Folder of the images (default: the current one)
     valid:str|float='0.2',      # Validation: a share, another such file or folder, a column, or column:value
     *,
-    files:str|None=None,        # These four as in `read_csv`: column of file names,
+    files:str|None=None,        # These as in `read_csv`: column of file names,
     label_column:str|None=None, # column of separated labels,
     separator:str|None=None,    # what separates them,
+    label_columns:str|list|None=None,  # columns that are a class each, such as 'cat,dog',
+    ignore_columns:str|list|None=None, # columns that are none,
+    no_header:bool=False,       # whether the first row holds data,
     suffix:str='',              # what file names lack
     group:str|None=None,        # Column that says which images stay on one side
     seed:int=0,                 # Seed of the split by share
@@ -415,18 +424,19 @@ def read_images(
     "Training and validation images with their labels"
     if labels is None and images is None:
         raise Refused('no images: give a CSV of labels, or --images with a folder for each class')
+    columns:dict[str, Any] = dict(files=files, labels=label_column, separator=separator, suffix=suffix, group=group,
+        label_columns=_names(label_columns), ignore_columns=_names(ignore_columns), no_header=no_header)
     coco = bool(labels) and is_coco(labels)
-    about_columns = dict(files=files, label_column=label_column, separator=separator, suffix=suffix, group=group)
-    if coco: _check_no_columns(labels, about_columns)
+    if coco: _check_no_columns(labels, columns)
+    table = table_of(labels, no_header) if labels and not coco else None      # once: it may be a pipe
     def read(path, **more):
-        if not labels: return read_folder(path, **more), None
         if coco: return read_coco(path, images, **more), None
-        columns = dict(files=files, labels=label_column, separator=separator, suffix=suffix, group=group, say=say)
-        return read_csv(path, images, **columns, **more)
+        if table is None: return read_folder(path, **more), None
+        return read_csv(table if path == labels else path, images, **columns, say=say, **more)
 
     valid = str(valid)
     source = labels or images or '.'
-    kind = _kind_of_valid(valid, read_table(labels)[0] if labels and not coco else [], source)
+    kind = _kind_of_valid(valid, table.header if table else [], source)
     if group is not None and kind != 'share':
         raise Refused(f'--group {group}: is about a split by share, and --valid {valid} is none')
     if kind == 'path':
@@ -438,7 +448,7 @@ def read_images(
         assert in_valid is not None                  # there is such a column, so there is a mask
         train_set, valid_set = data.pick(~in_valid), data.pick(in_valid)
     else:
-        if labels and is_table(labels): _check_not_split(labels)
+        if table: _check_not_split(table)
         data, _ = read(source)
         train_set, valid_set = split(data, float(valid), seed)
     check_sets(source, train_set, valid_set)
@@ -447,15 +457,14 @@ def read_images(
 def _check_no_columns(path, given):
     "Refuse options about columns where there are none"
     for name, value in given.items():
-        if value: raise Refused(f'--{name}: {path} is COCO, and has no columns')
+        if value: raise Refused(f"--{'label_column' if name == 'labels' else name}: {path} is COCO, and has no columns")
 
-def _check_not_split(path):
+def _check_not_split(table):
     "Refuse to divide anew what is divided already"
-    rows = read_table(path)[1]
-    parts = dict.fromkeys(row.split(' of ')[1] for row, _ in rows if isinstance(row, str))
+    parts = dict.fromkeys(row.split(' of ')[1] for row, _ in table.rows if isinstance(row, str))
     if not parts: return
-    raise Refused(f'{path}: is divided into {a_few(list(parts))}; --valid split validates on its own part, or name '
-                  f'one part, such as {path}/{next(iter(parts))}')
+    raise Refused(f'{table.path}: is divided into {a_few(list(parts))}; --valid split validates on its own part, or '
+                  f'name one part, such as {table.path}/{next(iter(parts))}')
 
 def _check_like(valid, labels, coco, source):
     "Refuse a path for validation that is of another kind than that for training"

@@ -76,10 +76,10 @@ class Targets:
         return row, self.columns, self.values.expand(len(row)) if len(self.values) == 1 else self.values
 
     def positives(self)->list: # Of each image a list of columns
-        "Which entries are 1"
+        "Which entries are positive: half or more"
         _, column, value = self.entries()
         starts = self.starts.tolist()
-        columns = torch.where(value == 1, column, -1).tolist()
+        columns = torch.where(value >= .5, column, -1).tolist()
         return [[c for c in columns[a:b] if c >= 0] for a, b in zip(starts, starts[1:])]
 
     def counts(self)->tuple[Tensor, Tensor]: # The sum of what is known, and how many entries are known, (C,) float32
