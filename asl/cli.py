@@ -48,9 +48,13 @@ def with_options(
 )->Callable[[Callable[[Record], Result]], Callable[Given, Result]]: # To decorate a function of such a record
     "Let a function of a record take the record's fields as its arguments"
     def decorate(func):
+        make:Callable[..., Record] = record
         returned = inspect.signature(func).return_annotation
         @wraps(func)
-        def call(*args:Given.args, **kwargs:Given.kwargs): return func(record(*args, **kwargs))
+        def call(*args:Given.args, **kwargs:Given.kwargs):
+            given = signature.bind(*args, **kwargs).arguments
+            with_file = getattr(record, 'with_file', dict)     # of a record whose options may stand in a file as well
+            return func(make(**with_file(given)))
         signature = inspect.signature(record).replace(return_annotation=returned)
         call.__dict__.update(__signature__=signature, record=record)
         call.__doc__ = _described(func, signature, _comments_by_group(call))
@@ -114,8 +118,8 @@ def _add_option(parser, parameter, comment):
         if kind is list: count = '+' if required else '*'
         else: count = None if required else '?'
         parser.add_argument(name, nargs=count, help=text)
-    elif kind is bool: parser.add_argument(f'--{name}', action='store_true', help=text)
-    else: parser.add_argument(f'--{name}', default=default, type=kind, metavar=kind.__name__, help=text)
+    elif kind is bool: parser.add_argument(f'--{name}', action='store_true', default=argparse.SUPPRESS, help=text)
+    else: parser.add_argument(f'--{name}', default=argparse.SUPPRESS, type=kind, metavar=kind.__name__, help=text)
 
 # %% ../nbs/09a_cli.ipynb #12fb0259
 def _stop(prog, message, code, alone=False)->NoReturn:
