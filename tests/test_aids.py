@@ -62,7 +62,8 @@ def test_killed_and_resumed_with_all_aids_it_ends_with_the_same_bytes(data, monk
 def test_each_aid_changes_the_numbers(data):
     plain = records(trained(data, 'plain', epochs=1, **NET))
     for name, value in AIDS.items():
-        if name != 'channels_last': assert records(trained(data, f'with-{name}', epochs=1, **NET, **{name: value})) != plain, name
+        if name == 'channels_last': continue         # the same numbers, faster
+        assert records(trained(data, f'with-{name}', epochs=1, **NET, **{name: value})) != plain, name
 
 def test_only_the_head_learns_when_the_rest_is_frozen(data):
     first = trained(data, 'first', epochs=1)

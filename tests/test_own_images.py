@@ -209,8 +209,8 @@ def test_a_folder_per_class(tmp_path):
     told = json.loads(called('predict', 'runs/asl-0', 'pets', '--format', 'json', cwd=tmp_path))
     assert len(told) == 30 and all(abs(sum(r['labels'].values())-1) < 1e-4 for r in told)
     assert 'ce, focal' in refused('train', '--images', 'pets', '--loss', 'bce', cwd=tmp_path)
-    called('train', '--images', 'pets', *quick, '--epochs', 1, '--loss', 'ce', '--model', 'test_vit', '--weights', 'random', '--size', 32,
-           '--augment', 'rand-m7-mstd0.5', cwd=tmp_path)
+    called('train', '--images', 'pets', *quick, '--epochs', 1, '--loss', 'ce', '--model', 'test_vit', '--size', 32,
+           '--weights', 'random', '--augment', 'rand-m7-mstd0.5', cwd=tmp_path)
 
 def test_a_timm_model_with_pretrained_weights_that_cannot_be_had(data):
     "An error, with the two ways on; nothing is begun with random weights that nobody asked for"

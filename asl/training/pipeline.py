@@ -138,7 +138,7 @@ def _steps(n_images, options, processes):
     return steps
 
 # %% ../../nbs/39_training.pipeline.ipynb #fea853c1
-HEAD_LR = 30     # times --lr, while the head learns alone: no other layer can be spoiled then
+HEAD_LR = 10     # times --lr, while the head learns alone: no other layer can be spoiled then
 
 def _trainer(net, train, options, settings, accelerator, has_head):
     "Network, loss, optimiser and schedule, on their device"

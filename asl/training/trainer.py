@@ -345,9 +345,10 @@ def _learn(trainer, train, order, epoch, tick):
 
 # %% ../../nbs/36_training.trainer.ipynb #71b6a0fc
 def _set_learning(trainer):
-    "Put the network into training; at first its head alone, the rest as it predicts"
+    "Put the network into training; at first its head alone"
     alone = trainer.done < trainer.frozen
-    trainer.model.train(not alone)
+    for_good = alone and trainer.frozen == trainer.steps        # then batch norm keeps its averages, too
+    trainer.model.train(not for_good)
     if not trainer.frozen: return
     for parameter in trainer.learnable: parameter.requires_grad_(not alone or parameter in trainer.head)
 
