@@ -223,7 +223,8 @@ def _positive(data):
 # %% ../../nbs/32_training.images.ipynb #67719c0b
 def _kind_of_valid(valid, header, source):
     "What `valid` stands for: 'share', 'path' or 'column'"
-    may_be = dict(share=_is_number(valid), path=os.path.exists(valid), column=valid in header)
+    is_share = _is_number(valid) and not (valid.isdecimal() and valid in header)     # columns without a header
+    may_be = dict(share=is_share, path=os.path.exists(valid), column=valid in header)
     kinds = [kind for kind in may_be if may_be[kind]]
     if not kinds:
         there = f' ({a_few(header)})' if header else ''
