@@ -22,11 +22,12 @@ from ..cli import Refused, find_device, fixed, need, versions
 from .digits import digit_collages
 from .figures import Outcome
 from .images import check_sets, read_images, readable
+from .labels import described
 from .model import begin, head_names, make_loss, make_model, meaning, picture_config, start_at_prior, told
 from .options import LONGER, Completed, Options, check_numbers, complete, loss_asked, resumed
 from .page import write_report
 from .folder import FORMAT, fingerprint, locked, new_run, read_settings, save_tensors, write, write_json
-from .score import score, score_single
+from .score import decided, score, score_single
 from .trainer import Adapting, Mixed, Trainer, fit
 from .weights import find_weights
 
@@ -34,7 +35,8 @@ from .weights import find_weights
 def _read(options):
     "Training and validation data; images only by name yet"
     if options.own:
-        names = 'labels', 'images', 'valid', 'files', 'label_column', 'separator', 'suffix', 'seed'
+        names = ('labels', 'images', 'valid', 'files', 'label_column', 'separator', 'label_columns', 'ignore_columns',
+                 'no_header', 'suffix', 'seed')
         return read_images(**{name: getattr(options, name) for name in names})
     return [digit_collages(split, seed=options.seed, n_classes=options.classes) for split in ('train', 'test')]
 
@@ -343,7 +345,8 @@ def _finish(training):
     _, ap = judge(logits, targets, training.posterior)
     losses = meaning(training.reached(), single, reduction='none')(logits, targets)
     if not single: losses = losses.sum(1)
-    outcome = Outcome(records, ap, classes, logits, targets, training.posterior, losses)
+    shown = targets if single else decided(targets)
+    outcome = Outcome(records, ap, classes, logits, shown, training.posterior, losses)
     write_json(training.run/'result.json', _result(records, classes, ap))
     write_report(training.run, training.run.name, _shown_settings(training), outcome, valid.picture, valid.names)
 
@@ -421,6 +424,7 @@ def _split_csv(names):
 # %% ../../nbs/39_training.pipeline.ipynb #3171afb4
 def _batches_of(train, valid, options, config, say, hide_bar):
     "Of images that were only named yet: what the loop reads, the names of both parts, and the fingerprint of the data"
+    for line in described(train): say(line)
     train, valid = _decodable(train, valid, options, say, hide_bar)
     _check_known(train, options.loss)
     say(f'{len(train.classes)} classes; {len(train.files)} images to train on, {len(valid.files)} to validate')
