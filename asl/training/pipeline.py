@@ -22,8 +22,9 @@ from ..cli import Refused, find_device, fixed, need, versions
 from .digits import digit_collages
 from .figures import Outcome
 from .images import check_sets, read_images, readable
-from .model import make_loss, make_model, meaning, picture_config, start_at_prior, use_pretrained
-from .options import Completed, Options, check_numbers, complete, loss_asked, resumed
+from asl.training.model import (loss_asked, make_loss, make_model, meaning, picture_config, start_at_prior,
+    use_pretrained)
+from .options import Completed, Options, check_numbers, complete, resumed
 from .page import write_report
 from .folder import FORMAT, fingerprint, locked, new_run, read_settings, save_tensors, write, write_json
 from .score import score, score_single
