@@ -13,6 +13,7 @@ from dataclasses import fields
 from functools import wraps
 from importlib.util import find_spec
 from inspect import Parameter
+from pathlib import Path
 from textwrap import indent
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Literal, NoReturn, ParamSpec, TypeVar, Union, get_args, get_origin
@@ -148,7 +149,8 @@ def _add_option(parser, parameter, comment):
     "Add what a parameter stands for, with its comment as help"
     name = parameter.name
     default = parameter.default
-    kind = _kinds(parameter.annotation)[0]
+    kinds = _kinds(parameter.annotation)
+    kind = kinds[0]
     choices = _choices(parameter.annotation)
     shown = '' if default in (None, False, '', Parameter.empty) else f' (default: {default})'
     text = (comment + shown).replace('%', '%%')
@@ -159,7 +161,8 @@ def _add_option(parser, parameter, comment):
         parser.add_argument(name, nargs=count, help=text)
     elif kind is bool: parser.add_argument(f'--{name}', action='store_true', help=text)
     else:
-        metavar = '{' + ','.join(map(str, choices)) + '}' if choices else kind.__name__
+        shown = 'path' if Path in kinds else kind.__name__
+        metavar = '{' + ','.join(map(str, choices)) + '}' if choices else shown
         value = type(choices[0]) if choices else kind
         parser.add_argument(f'--{name}', default=default, type=value, metavar=metavar, help=text)
 
