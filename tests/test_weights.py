@@ -55,7 +55,7 @@ def test_the_first_line_and_the_settings_say_what_was_taken(data, capsys):
     start = settings(run)['started_from']
     assert start == dict(kind='file', source=f'{data}/net.pth', sha256=digest, loaded=90,
                          left_out=['fc.weight', 'fc.bias'])
-    assert line in (run/'report.html').read_text(encoding='utf-8')
+    assert line.removeprefix('weights: ') in (run/'report.html').read_text(encoding='utf-8')
     known = torch.load(data/'net.pth', weights_only=True)['conv1.0.weight']
     assert torch.equal(first_layer(run, 'last.safetensors'), known)
 

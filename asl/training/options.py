@@ -9,11 +9,10 @@ __all__ = []
 import json, math, os
 from dataclasses import KW_ONLY, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from ..cli import Refused, check
 from .folder import read_settings
-from .model import loss_settings
 from .weights import find_weights
 
 # %% ../../nbs/38_training.options.ipynb #185b7c4a
@@ -32,13 +31,13 @@ class _OfData:
     no_header:bool=False          # The first row is data; columns are called 1, 2, 3
     suffix:str=''                 # Ending to add to each file name, such as .jpg
     skip_bad:bool=False           # Leave out images that cannot be read
-    classes:int|None=None         # Of the digits: 80, a digit in a hue, 2.5% positive; down to 10, the digit alone, 20%
+    classes:Literal[80, 40, 20, 10]|None=None  # Of the digits: 80, digits in hues, 2.5% positive; 10, digits, 20%
 
 # %% ../../nbs/38_training.options.ipynb #d7cf73c3
 @dataclass(frozen=True, kw_only=True)
 class _OfLoss:
     "Loss"
-    loss:str='asl'  # Loss: bce, focal, asl or timm_asl (timm's, as a cross-check); ce, not bce, for one label an image
+    loss:Literal['asl', 'timm_asl', 'focal', 'bce', 'ce']='asl'  # Loss; timm_asl: timm's; ce: for one label an image
     gamma_neg:float|None=None     # Focusing on negatives, >= 0 (asl: 4, focal: 2)
     gamma_pos:float|None=None     # Focusing on positives, >= 0 (asl: 1, focal: 2)
     clip:float|None=None          # Probability shift of negatives, 0 <= clip < 1 (asl: 0.05)
@@ -83,7 +82,7 @@ class _OfTraining:
 @dataclass(frozen=True, kw_only=True)
 class _OfMachine:
     "Machine"
-    precision:str='fp32'  # fp32; fp16, bf16, mixed with it; fp64, slow: several processes agree with one to many digits
+    precision:Literal['fp32', 'fp16', 'bf16', 'fp64']='fp32'  # fp16, bf16: mixed with fp32; fp64: slow, to many digits
     threads:int|None=None         # Threads of the CPU (digits: 1, else all); the last bits depend on it
     workers:int|None=None         # Processes that load images (up to 4); the numbers do not depend on it
     channels_last:bool=False      # Memory format of images and weights; faster on GPUs, and for some networks on CPUs
@@ -150,10 +149,10 @@ def options_in(path:str|Path)->dict:
 
 def _check_type(path, name, value, annotation):
     "Refuse a value in a file that is of another type than the option"
-    kinds = [kind for kind in get_args(annotation) or (annotation,) if isinstance(kind, type)]
+    kinds = get_args(annotation) or (annotation,)
+    has_choices = not all(isinstance(kind, type) for kind in kinds)      # these are checked with those of a command line
     is_number = float in kinds and type(value) is int
-    if not kinds or is_number or type(value) in kinds: return
-    if value is None and type(None) not in kinds or value is not None:
+    if not (has_choices or is_number or type(value) in kinds):
         raise Refused(f'--config {path}: {name} needs a value of type {kinds[0].__name__}, got {json.dumps(value)}')
 
 # %% ../../nbs/38_training.options.ipynb #f4392c32
@@ -167,9 +166,7 @@ NUMBERS = (      # options, what fits, and what that is in words
     (('epochs', 'threads', 'accumulate', 'size', 'patience'), lambda v: v >= 1, '1 or more'),
     (('batch_size',), lambda v: v >= 2, '2 or more'),
     (('workers',), lambda v: v >= 0, '0 or more'),
-    (('seed',), lambda v: 0 <= v < 2**62, 'a number from 0 to below 2**62'),
-    (('classes',), lambda v: v in (10, 20, 40, 80), '80, 40, 20 or 10'),
-    (('precision',), lambda v: v in ('fp32', 'fp64', 'fp16', 'bf16'), 'fp32, fp64, fp16 or bf16'))
+    (('seed',), lambda v: 0 <= v < 2**62, 'a number from 0 to below 2**62'))
 
 def check_numbers(options:Options):
     "Refuse numbers that cannot work"
@@ -238,26 +235,6 @@ def _as_weights(options):
         return replace(options, weights=options.model, model=None)
     return replace(options, weights=weights)
 
-# %% ../../nbs/38_training.options.ipynb #2ad85dda
-OF_SEVERAL_LABELS = 'clip', 'disable_torch_grad_focal_loss', 'adaptive', 'no_prior', 'mixup', 'cutmix'
-
-def loss_asked(
-    options:Options,
-    single:bool, # One label an image
-)->dict: # As `loss_settings` gives them
-    "The settings of the loss that the options ask for"
-    kind = 'one label' if single else 'several labels'
-    for name in OF_SEVERAL_LABELS if single else ('eps',):
-        if getattr(options, name) not in (None, False):
-            raise Refused(f'--{name}: with {kind} an image there is no such setting')
-    given = dict(gamma_neg=options.gamma_neg, gamma_pos=options.gamma_pos)
-    given |= dict(eps=options.eps) if single else dict(clip=options.clip)
-    given |= dict(disable_torch_grad_focal_loss=options.disable_torch_grad_focal_loss or None)
-    settings = loss_settings(options.loss, single, **given)
-    if options.adaptive and options.loss != 'asl':
-        raise Refused(f'--adaptive: moves the gamma_neg of asl, not of {options.loss}')
-    return settings
-
 # %% ../../nbs/38_training.options.ipynb #ebb007d8
 MACHINE = 'device', 'threads', 'workers'
 LONGER = 'epochs', 'patience'
@@ -282,3 +259,41 @@ def resumed(
     for name in (*MACHINE, *LONGER):
         if given[name] is not None: values[name] = given[name]
     return Completed(**values)
+
+# %% ../../nbs/38_training.options.ipynb #388297c2
+@dataclass(frozen=True)
+class _OfNewImages:
+    "Images"
+    run:str|Path                      # Run folder of asl_train
+    paths:list|str|Path|None=None     # Images, folders of images, or CSVs with a column of file names
+    _:KW_ONLY
+    images:str|Path='.'               # Folder that the names in a CSV start from
+    files:str|None=None               # Column of a CSV with the file names (the first)
+    suffix:str=''                     # Ending to add to each name in a CSV
+    skip_bad:bool=False               # Leave out images that cannot be read
+
+@dataclass(frozen=True, kw_only=True)
+class _OfAnswer:
+    "Labels"
+    top:int|None=None                 # Labels to show of each image at most (5; with --threshold all)
+    threshold:float|None=None         # Show labels from this probability on, 0 to 1
+    format:Literal['table', 'json', 'csv']='table'  # How they are written
+    out:str|Path|None=None            # Write to this file, not to the terminal
+
+@dataclass(frozen=True, kw_only=True)
+class _OfDeployment:
+    "Model"
+    last:bool=False                   # The last epoch's model, not the best one
+    onnx:str|Path|None=None           # Write network and posterior to this ONNX file as well
+    force:bool=False                  # Overwrite `out` and `onnx`
+
+@dataclass(frozen=True, kw_only=True)
+class _OfComputation:
+    "Machine"
+    batch_size:int=64                 # Images at once
+    workers:int=0                     # Processes that load images
+    device:str='cpu'                  # Where to compute, such as cuda
+
+@dataclass(frozen=True)
+class PredictOptions(_OfComputation, _OfDeployment, _OfAnswer, _OfNewImages):
+    "What `asl_predict` can be asked for"
