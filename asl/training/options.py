@@ -150,7 +150,7 @@ def options_in(path:str|Path)->dict:
 def _check_type(path, name, value, annotation):
     "Refuse a value in a file that is of another type than the option"
     kinds = get_args(annotation) or (annotation,)
-    has_choices = not all(isinstance(kind, type) for kind in kinds)      # these are checked with those of a command line
+    has_choices = not all(isinstance(kind, type) for kind in kinds)    # checked with those of a command line
     is_number = float in kinds and type(value) is int
     if not (has_choices or is_number or type(value) in kinds):
         raise Refused(f'--config {path}: {name} needs a value of type {kinds[0].__name__}, got {json.dumps(value)}')
