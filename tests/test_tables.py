@@ -227,6 +227,9 @@ def test_no_header_is_told_and_never_guessed():
     assert labels(csv(text, no_header=True)) == [['cat'], ['dog']]
     data = csv('1,a.jpg,cat\n2,b.jpg,dog\n', no_header=True, files='2', labels='3')
     assert labels(data) == [['cat'], ['dog']]
+    Path('l.csv').write_text('a.jpg,cat,0\nb.jpg,cat,1\n')
+    train, valid = read_images('l.csv', 'img', '3', no_header=True)
+    assert labels(train) == labels(valid) == [['cat']]
     pictures(['img/a.jpg'])
     assert 'names the image a.jpg' in refusal(csv, 'a,cat\nb,dog\n', suffix='.jpg')
     assert 'names an image' in refusal(csv, 'cat,a.jpg\ndog,b.jpg\n', files='a.jpg')

@@ -143,8 +143,8 @@ def _check_header(at, header):
     "Refuse a header that is none, or whose columns have no name of their own; `at` is where it stands"
     for i, name in enumerate(header):
         if _names_an_image(name):
-            raise Refused(f'{at}: names an image; the first row must name the columns, '
-                          'or --no_header tell that none does')
+            raise Refused(f'{at}: names an image; the first row must name the columns '
+                          '(asl_train does without, if told --no_header)')
         if name and name in header[:i]: raise Refused(f'{at}: two columns are called {name}')
 
 # %% ../../nbs/30a_training.table.ipynb #05cb32a4
