@@ -31,6 +31,7 @@ MAY = {     # who may import whom; what stands further down may import what its 
     'benchmark.*': [*LIBRARY, 'cli', 'benchmark.*'],
     'train': ['cli', 'training.*'],
     'predict': ['cli', 'training.*'],
+    'evaluate': ['cli', 'training.*'],
     'bench': ['cli', 'benchmark.*'],
 }
 LATE = {'ops.gpu'}      # needs Triton, and is imported where a kernel is called
@@ -98,5 +99,6 @@ def violations(texts):
     try: TopologicalSorter(graph(texts)).prepare()
     except CycleError as e: wrong.append(f'a circle: {" -> ".join(e.args[1])}')
     top = [module for module in texts if module and '.' not in module]
-    if len(top) > 12: wrong.append(f'{len(top)} modules at the top, and a dozen is enough: {top}')
+    if len(top) > 13:       # nine that users import, four commands
+        wrong.append(f'{len(top)} modules at the top, and 13 are enough: {top}')
     return wrong
