@@ -231,8 +231,8 @@ def _called(image, i):
 
 def _features(net, x):
     "What the last layer sees of pictures (b, 3, size, size), (b, F)"
-    if isinstance(net, nn.Sequential): return net[:-1](x)
-    network = cast(Any, net)                # timm's networks have these two
+    if not hasattr(net, 'forward_features'): return cast(nn.Sequential, net)[:-1](x)     # conv3
+    network = cast(Any, net)                # timm's networks
     return network.forward_head(network.forward_features(x), pre_logits=True)
 
 def _chosen(p, classes, top, threshold):
