@@ -127,6 +127,34 @@ def test_classes_that_the_csv_lacks_or_adds_are_left_out_and_said(tmp, run):
     code, _, err = called(run, table(tmp, 'none.csv', ['file', 'rot', 'hell'], rows), '--images', tmp/'new'/'img')
     assert code == 2 and 'none of the classes of the run' in err
 
+def test_a_csv_is_read_as_that_of_the_training_unless_told_otherwise(tmp):
+    rows = list(csv.DictReader((tmp/'labels.csv').open()))
+    header = ['file', 'age', 'bright', 'red', 'part']
+    cells = []
+    for i, row in enumerate(rows):
+        shown = row['labels'].split('|')
+        cells.append((row['file'], 30+i, int('bright' in shown), int('red' in shown), 'valid' if i % 3 else 'train'))
+    path = table(tmp, 'columns.csv', header, cells)
+    with redirect_stdout(io.StringIO()):
+        run = train(path, images=tmp/'img', model='conv3', epochs=1, out=tmp/'runs', ignore_columns='age',
+                    **small(valid='part'))
+    own, _, _ = judged(run)
+    held_out = table(tmp, 'held.csv', header, [row for row in cells if row[-1] == 'valid'])
+    again, _, err = judged(run, held_out, '--images', tmp/'img')
+    assert again['scores'] == pytest.approx(own['scores'], rel=1e-3) and not err
+    red, _, err = judged(run, held_out, '--images', tmp/'img', '--label_columns', 'red')
+    assert red['scores']['mAP'] == pytest.approx(own['classes'][1]['AP'], rel=1e-4) and 'no column' in err
+    rest = [(file, bright, red) for file, _, bright, red, part in cells if part == 'valid']
+    plain = table(tmp, 'plain.csv', ['file', 'bright', 'red'], rest)
+    assert judged(run, plain, '--images', tmp/'img')[0]['scores'] == again['scores']
+
+def test_a_soft_label_counts_from_a_half_on(tmp, run):
+    y = marks(tmp).int().tolist()
+    soft = [(f'{i:03}.png', *((.9 if v else .2) for v in row)) for i, row in enumerate(y)]
+    found, _, _ = judged(run, table(tmp, 'soft.csv', ['file', 'bright', 'red'], soft), '--images', tmp/'new'/'img')
+    listed, _, _ = judged(run, tmp/'new'/'labels.csv', '--images', tmp/'new'/'img')
+    assert found['scores'] == listed['scores']
+
 def test_images_that_were_trained_on_are_said(tmp, run):
     _, _, err = judged(run, tmp/'labels.csv', '--images', tmp/'img')
     assert '42 of the 60 images were trained on' in err

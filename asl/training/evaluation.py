@@ -19,10 +19,11 @@ import torch
 from ..cli import Refused, check, need
 from .digits import Collages
 from .folder import read_settings, write, write_json
-from .labels import a_few, read_csv, read_folder, read_table
+from .labels import read_csv, read_folder
 from .pipeline import validation_of
 from .predictor import Predictor, check_new_file, check_there, readable_parts
 from .score import confused, evaluation, evaluation_single
+from .table import a_few, names_in, table_of
 
 # %% ../../nbs/40a_training.evaluation.ipynb #55afb0db
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class EvaluateOptions:
     images:str|Path|None=None         # Folder that the file names start from; without a CSV: a folder for each class
     files:str|None=None               # Column with the file names (as in training)
     label_column:str|None=None        # Column of divided labels (as in training)
+    label_columns:str|None=None       # Columns that are a class each, such as Edema,Fracture (as in training)
+    ignore_columns:str|None=None      # Columns that are no class (as in training)
+    no_header:bool=False              # The first row is data; columns are called 1, 2, 3 (as in training)
     separator:str|None=None           # What divides labels (as in training)
     suffix:str|None=None              # Ending to add to each file name (as in training)
     skip_bad:bool=False               # Leave out images that cannot be read
@@ -63,15 +67,28 @@ def _read(options, predictor):
     except Refused as e: raise Refused(f'{e}; or give a CSV or --images') from None
 
 def _from_csv(options, predictor):
-    "Images and targets of a CSV, whose columns are those of the training unless they are given"
+    "Images and targets of a CSV, read as that of the training but for what is given"
     path = str(options.labels)
     kept = read_settings(options.run)
-    def told(name): return kept.get(name) if getattr(options, name) is None else getattr(options, name)
-    data, _ = read_csv(path, str(options.images or '.'), files=told('files'), labels=told('label_column'),
-        separator=told('separator'), suffix=told('suffix') or '')
-    header, _ = read_table(path)
-    data = _fitted(data, predictor, path, set(header))
+    def told(name): return getattr(options, name) or kept.get(name)
+    table = table_of(path, told('no_header') or False)
+    data, _ = read_csv(table, str(options.images or '.'), files=told('files'), suffix=told('suffix') or '',
+        separator=kept.get('separator') if options.separator is None else options.separator,
+        no_header=told('no_header') or False, **_columns_told(options, kept, table.header))
+    data = _fitted(data, predictor, path, set(table.header))
     return _with_one_label(data) if predictor.single else data
+
+def _columns_told(options, kept, header)->dict:
+    "Which columns hold labels: as given; else as in training, as far as this header has them"
+    names = 'label_column', 'label_columns', 'ignore_columns'
+    given = {name: getattr(options, name) for name in names if getattr(options, name)}
+    told = given or {name: kept[name] for name in names if kept.get(name)}
+    found:dict[str, Any] = {name: names_in(told[name]) for name in names[1:] if name in told}
+    if not given: found = {name: [column for column in columns if column in header] for name, columns in found.items()}
+    if 'label_column' in told: found['labels'] = told['label_column']
+    elif 'label_columns' not in told and kept.get('valid') in header:      # it says which images validate
+        found['ignore_columns'] = [*found.get('ignore_columns', []), kept['valid']]
+    return {name: value for name, value in found.items() if value}
 
 # %% ../../nbs/40a_training.evaluation.ipynb #8c66d245
 def _fitted(data, predictor, source, header):
@@ -240,6 +257,6 @@ def _check_options(options):
     needs('batch_size', lambda v: v >= 1, '1 or more')
     needs('workers', lambda v: v >= 0, '0 or more')
     for name in ('out', 'json'): check_new_file(f'--{name}', getattr(options, name), options.force)
-    for name in ('files', 'label_column', 'separator', 'suffix'):
-        if getattr(options, name) is not None and not options.labels:
+    for name in ('files', 'label_column', 'label_columns', 'ignore_columns', 'no_header', 'separator', 'suffix'):
+        if getattr(options, name) not in (None, False) and not options.labels:
             raise Refused(f'--{name}: is about a CSV; give one as well')

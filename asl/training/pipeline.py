@@ -22,18 +22,20 @@ from ..cli import Refused, find_device, fixed, need, versions
 from .digits import digit_collages
 from .figures import Outcome
 from .images import check_sets, read_images, readable
+from .labels import described
 from .model import make_loss, make_model, meaning, picture_config, start_at_prior, use_pretrained
 from .options import Completed, Options, check_numbers, complete, loss_asked, resumed
 from .page import write_report
 from .folder import FORMAT, fingerprint, locked, new_run, read_settings, save_tensors, write, write_json
-from .score import score, score_single
+from .score import decided, score, score_single
 from .trainer import Adapting, Trainer, fit
 
 # %% ../../nbs/39_training.pipeline.ipynb #b98153a6
 def _read(options):
     "Training and validation data; images only by name yet"
     if options.own:
-        names = 'labels', 'images', 'valid', 'files', 'label_column', 'separator', 'suffix', 'seed'
+        names = ('labels', 'images', 'valid', 'files', 'label_column', 'separator', 'label_columns', 'ignore_columns',
+                 'no_header', 'suffix', 'seed')
         return read_images(**{name: getattr(options, name) for name in names})
     return [digit_collages(split, seed=options.seed, n_classes=options.classes) for split in ('train', 'test')]
 
@@ -264,7 +266,8 @@ def _finish(training):
     _, ap = judge(logits, targets, training.posterior)
     losses = meaning(training.reached(), single, reduction='none')(logits, targets)
     if not single: losses = losses.sum(1)
-    outcome = Outcome(records, ap, classes, logits, targets, training.posterior, losses)
+    shown = targets if single else decided(targets)
+    outcome = Outcome(records, ap, classes, logits, shown, training.posterior, losses)
     write_json(training.run/'result.json', _result(records, classes, ap))
     write_report(training.run, training.run.name, _shown_settings(training), outcome, valid.picture, valid.names)
 
@@ -361,6 +364,7 @@ def _joined(first, second):
 # %% ../../nbs/39_training.pipeline.ipynb #3171afb4
 def _batches_of(train, valid, options, config, say, hide_bar):
     "Of images that were only named yet: what the loop reads, the names of both parts, and the fingerprint of the data"
+    for line in described(train): say(line)
     train, valid = _decodable(train, valid, options, say, hide_bar)
     _check_known(train, options.loss)
     say(f'{len(train.classes)} classes; {len(train.files)} images to train on, {len(valid.files)} to validate')

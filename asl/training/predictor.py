@@ -24,10 +24,11 @@ from .batches import transform
 from .deployment import PRECISIONS, Loss, run_onnx, write_onnx
 from .folder import load_tensors, read_settings
 from .images import read_rgb, rgb
-from .labels import ImageSet, column_of, files_of, images_in, read_table
+from .labels import ImageSet, files_of, images_in
 from .model import make_model, meaning
 from .pipeline import validation_of
 from .score import class_table
+from .table import column_of, read_table
 
 # %% ../../nbs/40_training.predictor.ipynb #8e5104b4
 def load_run(
