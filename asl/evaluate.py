@@ -7,12 +7,19 @@ __all__ = ['evaluate', 'main']
 
 # %% ../nbs/08a_evaluate.ipynb #b4fa53ef
 from .cli import command, with_options
-from .training.evaluation import EvaluateOptions, run_evaluation
+from .training.options import EvaluateOptions
 
 # %% ../nbs/08a_evaluate.ipynb #82e21bd9
 @with_options(EvaluateOptions)
 def evaluate(options:EvaluateOptions)->dict: # Scores, a record for each class, and what is confused, as in the JSON
-    "What a trained model is worth on images with labels: mAP, CF1, OF1, calibration, and each class by itself"
+    """What a trained model is worth on images with labels: mAP, CF1, OF1, calibration, and each class by itself
+
+    Examples
+    --------
+    asl_evaluate runs/asl-0
+    asl_evaluate runs/asl-0 test.csv --images photos --out classes.csv
+    """
+    from asl.training.evaluation import run_evaluation     # brings PyTorch, which -h does without
     return run_evaluation(options)
 
 # %% ../nbs/08a_evaluate.ipynb #2987b9f1

@@ -6,21 +6,45 @@
 __all__ = ['predict', 'main', 'Predictor']
 
 # %% ../nbs/08_predict.ipynb #a5e10028
+from typing import TYPE_CHECKING
+
 from .cli import command, with_options
-from .training.predictor import PredictOptions, Predictor, run_prediction, write_prediction
+from .training.options import PredictOptions
+
+if TYPE_CHECKING: from asl.training.predictor import Predictor
 
 _all_ = ['Predictor']
 
 # %% ../nbs/08_predict.ipynb #529abc39
 @with_options(PredictOptions)
 def predict(options:PredictOptions)->list: # For each image its file and a list of (label, probability)
-    "Labels of images, with the probabilities that a trained model means"
+    """Labels of images, with the probabilities that a trained model means
+
+    Examples
+    --------
+    asl_predict runs/asl-0 photo.jpg
+    asl_predict runs/asl-0 photos --threshold 0.5 --format csv --out labels.csv
+    """
+    from asl.training.predictor import run_prediction     # brings PyTorch, which -h does without
     return run_prediction(options)
 
 # %% ../nbs/08_predict.ipynb #e3edba0a
 def main(argv:list|None=None):
     "The command `asl_predict`: it writes, and keeps nothing"
-    command(with_options(PredictOptions)(write_prediction), 'asl_predict', argv)
+    @with_options(PredictOptions)
+    def write(options):
+        from asl.training.predictor import write_prediction
+        write_prediction(options)
+    write.__doc__ = predict.__doc__
+    command(write, 'asl_predict', argv)
+
+# %% ../nbs/08_predict.ipynb #4a823448
+if not TYPE_CHECKING:
+    def __getattr__(name):
+        "`Predictor`, with PyTorch, when it is asked for"
+        if name != 'Predictor': raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+        from asl.training.predictor import Predictor
+        return Predictor
 
 # %% ../nbs/08_predict.ipynb #34e20f1e
 if __name__ == '__main__' and __package__: main()    # python -m asl.predict

@@ -7,7 +7,6 @@ __all__ = []
 
 # %% ../../nbs/40a_training.evaluation.ipynb #06d19880
 import csv, os, sys
-from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from io import StringIO
 from math import isnan
@@ -20,35 +19,11 @@ from ..cli import Refused, check, need
 from .digits import Collages
 from .folder import read_settings, write, write_json
 from .labels import read_csv, read_folder
+from .options import EvaluateOptions
 from .pipeline import validation_of
 from .predictor import Predictor, check_new_file, check_there, readable_parts
 from .score import confused, evaluation, evaluation_single
 from .table import a_few, names_in, table_of
-
-# %% ../../nbs/40a_training.evaluation.ipynb #55afb0db
-@dataclass(frozen=True)
-class EvaluateOptions:
-    "What `asl_evaluate` can be asked for"
-    run:str|Path                      # Run folder of asl_train
-    labels:str|Path|None=None         # CSV of images and labels; neither this nor --images: what the run validated on
-    _:KW_ONLY
-    images:str|Path|None=None         # Folder that the file names start from; without a CSV: a folder for each class
-    files:str|None=None               # Column with the file names (as in training)
-    label_column:str|None=None        # Column of divided labels (as in training)
-    label_columns:str|None=None       # Columns that are a class each, such as Edema,Fracture (as in training)
-    ignore_columns:str|None=None      # Columns that are no class (as in training)
-    no_header:bool=False              # The first row is data; columns are called 1, 2, 3 (as in training)
-    separator:str|None=None           # What divides labels (as in training)
-    suffix:str|None=None              # Ending to add to each file name (as in training)
-    skip_bad:bool=False               # Leave out images that cannot be read
-    threshold:float=.5                # Decide for a label from this probability on; of no use with one label an image
-    last:bool=False                   # The last epoch's model, not the best one
-    batch_size:int=64                 # Images at once
-    workers:int=0                     # Processes that load images
-    device:str='cpu'                  # Where to compute, such as cuda
-    out:str|Path|None=None            # Write a row for each class to this CSV
-    json:str|Path|None=None           # Write everything to this JSON file
-    force:bool=False                  # Overwrite `out` and `json`
 
 # %% ../../nbs/40a_training.evaluation.ipynb #8b8862ed
 def _say(line):

@@ -11,8 +11,6 @@ import hashlib, itertools, json, os, shutil, sys
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from ..cli import Refused
 
 # %% ../../nbs/37_training.folder.ipynb #14b65de0
@@ -141,11 +139,12 @@ def load_tensors(path:str|Path)->tuple[dict, dict]:
 # %% ../../nbs/37_training.folder.ipynb #614c3d2f
 def _flat(opt):
     "The state of an optimiser as tensors by name, such as '3.exp_avg', and the rest as what JSON can hold"
+    from torch import Tensor
     state = opt.state_dict()
     named = {}
     for i, values in state['state'].items(): named |= {f'{i}.{k}': v for k, v in values.items()}
     for i, group in enumerate(state['param_groups']): named |= {f'group{i}.{k}': v for k, v in group.items()}
-    tensors = {k: v for k, v in named.items() if isinstance(v, torch.Tensor)}
+    tensors = {k: v for k, v in named.items() if isinstance(v, Tensor)}
     return tensors, {k: v for k, v in named.items() if k not in tensors}
 
 def _load_flat(opt, named):
@@ -191,8 +190,9 @@ def fingerprint(
     *parts # Tensors, and lists of str
 )->str: # 16 hexadecimal digits
     "A number that changes when the data does"
+    from torch import Tensor
     digest = hashlib.sha256()
     for part in parts:
-        if isinstance(part, torch.Tensor): digest.update(part.cpu().numpy().tobytes())
+        if isinstance(part, Tensor): digest.update(part.cpu().numpy().tobytes())
         else: digest.update(json.dumps([str(text) for text in part]).encode())
     return digest.hexdigest()[:16]

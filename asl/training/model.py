@@ -12,6 +12,7 @@ from torch import nn
 from ..cli import Refused
 from ..loss import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel, init_prior_
 from ..posterior import class_prior
+from .options import Options
 
 # %% ../../nbs/34_training.model.ipynb #5f02f86b
 def _conv3(n_classes):
@@ -132,3 +133,21 @@ def start_at_prior(
     assert isinstance(loss, AsymmetricLossMultiLabel)
     try: init_prior_(last, class_prior(targets), loss)
     except ValueError as e: raise Refused(f'{e}; or pass --no_prior') from None
+
+# %% ../../nbs/34_training.model.ipynb #2ad85dda
+def loss_asked(
+    options:Options,
+    single:bool, # One label an image
+)->dict: # As `loss_settings` gives them
+    "The settings of the loss that the options ask for"
+    kind = 'one label' if single else 'several labels'
+    for name in ('clip', 'disable_torch_grad_focal_loss', 'adaptive', 'no_prior') if single else ('eps',):
+        if getattr(options, name) not in (None, False):
+            raise Refused(f'--{name}: with {kind} an image there is no such setting')
+    given = dict(gamma_neg=options.gamma_neg, gamma_pos=options.gamma_pos)
+    given |= dict(eps=options.eps) if single else dict(clip=options.clip)
+    given |= dict(disable_torch_grad_focal_loss=options.disable_torch_grad_focal_loss or None)
+    settings = loss_settings(options.loss, single, **given)
+    if options.adaptive and options.loss != 'asl':
+        raise Refused(f'--adaptive: moves the gamma_neg of asl, not of {options.loss}')
+    return settings

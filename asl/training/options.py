@@ -9,11 +9,10 @@ __all__ = []
 import math, os
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..cli import Refused, check
 from .folder import read_settings
-from .model import loss_settings
 
 # %% ../../nbs/38_training.options.ipynb #185b7c4a
 @dataclass(frozen=True)
@@ -31,13 +30,13 @@ class _OfData:
     no_header:bool=False          # The first row is data; columns are called 1, 2, 3
     suffix:str=''                 # Ending to add to each file name, such as .jpg
     skip_bad:bool=False           # Leave out images that cannot be read
-    classes:int|None=None         # Of the digits: 80, a digit in a hue, 2.5% positive; down to 10, the digit alone, 20%
+    classes:Literal[80, 40, 20, 10]|None=None  # Of the digits: 80, digits in hues, 2.5% positive; 10, digits, 20%
 
 # %% ../../nbs/38_training.options.ipynb #d7cf73c3
 @dataclass(frozen=True, kw_only=True)
 class _OfLoss:
     "Loss"
-    loss:str='asl'  # Loss: bce, focal, asl or timm_asl (timm's, as a cross-check); ce, not bce, for one label an image
+    loss:Literal['asl', 'timm_asl', 'focal', 'bce', 'ce']='asl'  # Loss; timm_asl: timm's; ce: for one label an image
     gamma_neg:float|None=None     # Focusing on negatives, >= 0 (asl: 4, focal: 2)
     gamma_pos:float|None=None     # Focusing on positives, >= 0 (asl: 1, focal: 2)
     clip:float|None=None          # Probability shift of negatives, 0 <= clip < 1 (asl: 0.05)
@@ -74,7 +73,7 @@ class _OfTraining:
 @dataclass(frozen=True, kw_only=True)
 class _OfMachine:
     "Machine"
-    precision:str='fp32'  # fp32; fp16, bf16, mixed with it; fp64, slow: several processes agree with one to many digits
+    precision:Literal['fp32', 'fp16', 'bf16', 'fp64']='fp32'  # fp16, bf16: mixed with fp32; fp64: slow, to many digits
     threads:int|None=None         # Threads of the CPU (digits: 1, else all); the last bits depend on it
     workers:int|None=None         # Processes that load images (up to 4); the numbers do not depend on it
     device:str|None=None  # Where, such as cuda (digits: cpu, else what there is); only the CPU repeats a run bit by bit
@@ -116,9 +115,7 @@ NUMBERS = (      # options, what fits, and what that is in words
     (('epochs', 'threads', 'accumulate', 'size'), lambda v: v >= 1, '1 or more'),
     (('batch_size',), lambda v: v >= 2, '2 or more'),
     (('workers',), lambda v: v >= 0, '0 or more'),
-    (('seed',), lambda v: 0 <= v < 2**62, 'a number from 0 to below 2**62'),
-    (('classes',), lambda v: v in (10, 20, 40, 80), '80, 40, 20 or 10'),
-    (('precision',), lambda v: v in ('fp32', 'fp64', 'fp16', 'bf16'), 'fp32, fp64, fp16 or bf16'))
+    (('seed',), lambda v: 0 <= v < 2**62, 'a number from 0 to below 2**62'))
 
 def check_numbers(options:Options):
     "Refuse numbers that cannot work"
@@ -165,24 +162,6 @@ def complete(
         if values[name] is None: values[name] = default
     return Completed(**values)
 
-# %% ../../nbs/38_training.options.ipynb #2ad85dda
-def loss_asked(
-    options:Options,
-    single:bool, # One label an image
-)->dict: # As `loss_settings` gives them
-    "The settings of the loss that the options ask for"
-    kind = 'one label' if single else 'several labels'
-    for name in ('clip', 'disable_torch_grad_focal_loss', 'adaptive', 'no_prior') if single else ('eps',):
-        if getattr(options, name) not in (None, False):
-            raise Refused(f'--{name}: with {kind} an image there is no such setting')
-    given = dict(gamma_neg=options.gamma_neg, gamma_pos=options.gamma_pos)
-    given |= dict(eps=options.eps) if single else dict(clip=options.clip)
-    given |= dict(disable_torch_grad_focal_loss=options.disable_torch_grad_focal_loss or None)
-    settings = loss_settings(options.loss, single, **given)
-    if options.adaptive and options.loss != 'asl':
-        raise Refused(f'--adaptive: moves the gamma_neg of asl, not of {options.loss}')
-    return settings
-
 # %% ../../nbs/38_training.options.ipynb #ebb007d8
 MACHINE = 'device', 'threads', 'workers'
 
@@ -203,3 +182,73 @@ def resumed(
     for name in MACHINE:
         if given[name] is not None: values[name] = given[name]
     return Completed(**values)
+
+# %% ../../nbs/38_training.options.ipynb #388297c2
+@dataclass(frozen=True)
+class _OfNewImages:
+    "Images"
+    run:str|Path                      # Run folder of asl_train
+    paths:list|str|Path|None=None     # Images, folders of images, or CSVs with a column of file names
+    _:KW_ONLY
+    images:str|Path='.'               # Folder that the names in a CSV start from
+    files:str|None=None               # Column of a CSV with the file names (the first)
+    suffix:str=''                     # Ending to add to each name in a CSV
+    skip_bad:bool=False               # Leave out images that cannot be read
+
+@dataclass(frozen=True, kw_only=True)
+class _OfAnswer:
+    "Labels"
+    top:int|None=None                 # Labels to show of each image at most (5; with --threshold all)
+    threshold:float|None=None         # Show labels from this probability on, 0 to 1
+    format:Literal['table', 'json', 'csv']='table'  # How they are written
+    wide:bool=False                   # CSV with a column for each class, a row for each image
+    out:str|Path|None=None            # Write to this file, not to the terminal
+
+@dataclass(frozen=True, kw_only=True)
+class _OfDeployment:
+    "Model"
+    last:bool=False                   # The last epoch's model, not the best one
+    onnx:str|Path|None=None           # Write network and posterior to this ONNX file as well
+    onnx_precision:Literal['fp32', 'fp16', 'int8']='fp32'  # Of that file; fewer bits are measured on validation images
+    force:bool=False                  # Overwrite `out` and `onnx`
+
+@dataclass(frozen=True, kw_only=True)
+class _OfComputation:
+    "Machine"
+    batch_size:int=64                 # Images at once
+    workers:int=0                     # Processes that load images
+    device:str='cpu'                  # Where to compute, such as cuda
+
+@dataclass(frozen=True)
+class PredictOptions(_OfComputation, _OfDeployment, _OfAnswer, _OfNewImages):
+    "What `asl_predict` can be asked for"
+
+# %% ../../nbs/38_training.options.ipynb #62e00a62
+@dataclass(frozen=True)
+class _OfLabelledImages:
+    "Images and labels"
+    run:str|Path                      # Run folder of asl_train
+    labels:str|Path|None=None         # CSV of images and labels; neither this nor --images: what the run validated on
+    _:KW_ONLY
+    images:str|Path|None=None         # Folder that the file names start from; without a CSV: a folder for each class
+    files:str|None=None               # Column with the file names (as in training)
+    label_column:str|None=None        # Column of divided labels (as in training)
+    label_columns:str|None=None       # Columns that are a class each, such as Edema,Fracture (as in training)
+    ignore_columns:str|None=None      # Columns that are no class (as in training)
+    no_header:bool=False              # The first row is data; columns are called 1, 2, 3 (as in training)
+    separator:str|None=None           # What divides labels (as in training)
+    suffix:str|None=None              # Ending to add to each file name (as in training)
+    skip_bad:bool=False               # Leave out images that cannot be read
+
+@dataclass(frozen=True, kw_only=True)
+class _OfScores:
+    "Scores"
+    threshold:float=.5                # Decide for a label from this probability on; of no use with one label an image
+    last:bool=False                   # The last epoch's model, not the best one
+    out:str|Path|None=None            # Write a row for each class to this CSV
+    json:str|Path|None=None           # Write everything to this JSON file
+    force:bool=False                  # Overwrite `out` and `json`
+
+@dataclass(frozen=True)
+class EvaluateOptions(_OfComputation, _OfScores, _OfLabelledImages):
+    "What `asl_evaluate` can be asked for"

@@ -23,12 +23,13 @@ from .digits import digit_collages
 from .figures import Outcome
 from .images import check_sets, read_images, readable
 from .labels import described
-from .model import make_loss, make_model, meaning, picture_config, start_at_prior, use_pretrained
-from .options import Completed, Options, check_numbers, complete, loss_asked, resumed
-from .page import write_report
+from asl.training.model import (loss_asked, make_loss, make_model, meaning, picture_config, start_at_prior,
+    use_pretrained)
+from .options import Completed, Options, check_numbers, complete, resumed
+from .page import to_picture, write_report
 from .folder import FORMAT, fingerprint, locked, new_run, read_settings, save_tensors, write, write_json
 from .score import decided, score, score_single
-from .trainer import Adapting, Trainer, fit
+from .trainer import Adapting, Trainer, first_batch, fit
 
 # %% ../../nbs/39_training.pipeline.ipynb #b98153a6
 def _read(options):
@@ -200,10 +201,12 @@ def _percent(value):
     "A score in words"
     return 'none' if value is None else f'{value:.1f}'
 
-def _epoch_line(record):
-    "An epoch in a few words"
-    losses = f"loss {record['train_loss']:.3f}, test {record['test_loss']:.3f}"
-    return f"{losses}, mAP {_percent(record['mAP'])}"
+def _epoch_line(record, epochs, lr, pace, best):
+    "An epoch in a few words; pace in images a second, None where no step was made"
+    words = [f"epoch {record['epoch']:>3}/{epochs}  loss {record['train_loss']:.3f}"]
+    words += [f"test {record['test_loss']:.3f}", f"mAP {_percent(record['mAP'])}", f'lr {lr:.2g}']
+    if pace: words.append(f'{pace:.{0 if pace >= 10 else 1}f} images/s')
+    return ', '.join([*words, 'best'] if best else words)
 
 def _so_far(training):
     "The epoch so far, in fewer"
@@ -221,13 +224,34 @@ def _progress_bar(training):
     return tqdm(total=training.trainer.steps, initial=training.trainer.done, unit='step', file=sys.stdout, disable=hide,
                 ncols=columns-1, nrows=lines)
 
-def _after_step(training, bar):
+class _Pace:
+    "How fast an epoch is learned, judging left out"
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.begin()
+
+    def begin(self):
+        "An epoch begins, or goes on where a run was stopped"
+        self.before = self.trainer.seen
+        self.images = 0
+        self.started = self.now = time.perf_counter()
+
+    def step(self):
+        "A step was made"
+        self.images = self.trainer.seen - self.before
+        self.now = time.perf_counter()
+
+    @property
+    def images_per_second(self): return self.images/(self.now-self.started) if self.images else None
+
+def _after_step(training, bar, pace):
     "What is called after every step: it moves the bar, seeds the next step, and now and then writes a checkpoint"
     saved = time.time()
     terminal = sys.stdout.isatty()
     def tick():
         nonlocal saved
         bar.update()
+        pace.step()
         _seed_step(training)
         if terminal and training.trainer.done % 10 == 0: bar.set_postfix_str(_so_far(training), refresh=False)
         if training.main and time.time()-saved >= 60*training.options.checkpoint:
@@ -235,22 +259,33 @@ def _after_step(training, bar):
             saved = time.time()
     return tick
 
+# %% ../../nbs/39_training.pipeline.ipynb #112f1d4e
+def _say_epoch(training, bar, pace):
+    "Say how the last epoch went, above the bar where there is one"
+    records = training.records
+    lr = max(group['lr'] for group in training.trainer.opt.param_groups)
+    best = best_epoch(records) == len(records)
+    line = _epoch_line(records[-1], training.options.epochs, lr, pace.images_per_second, best)
+    bar.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
 # %% ../../nbs/39_training.pipeline.ipynb #d54051a8
 def _fit(training):
     "Train what is left, keep and show every epoch"
     options = training.options
     _seed_step(training)
     with _progress_bar(training) as bar:
-        tick = _after_step(training, bar)
+        pace = _Pace(training.trainer)
+        tick = _after_step(training, bar, pace)
         epochs = fit(training.trainer, training.train, training.valid, options.epochs, options.batch_size,
                      options.seed, tick, training.posterior)
         for record, _ in epochs:
             if options.adaptive: record |= training.trainer.loss_fn.record()
             training.records.append(_without_nan(record))
-            if not training.main: continue
-            _save_epoch(training)
-            if not sys.stdout.isatty():
-                print(f"epoch {record['epoch']:>3}/{options.epochs}", _epoch_line(training.records[-1]), flush=True)
+            if training.main:
+                _save_epoch(training)
+                _say_epoch(training, bar, pace)
+            pace.begin()
 
 # %% ../../nbs/39_training.pipeline.ipynb #12607605
 def _finish(training):
@@ -268,8 +303,10 @@ def _finish(training):
     if not single: losses = losses.sum(1)
     shown = targets if single else decided(targets)
     outcome = Outcome(records, ap, classes, logits, shown, training.posterior, losses)
-    write_json(training.run/'result.json', _result(records, classes, ap))
-    write_report(training.run, training.run.name, _shown_settings(training), outcome, valid.picture, valid.names)
+    result = _result(records, classes, ap)
+    write_json(training.run/'result.json', result)
+    write_report(training.run, training.run.name, _shown_settings(training), outcome, valid.picture, valid.names,
+        _notes(training, result), _first_pictures(training))
 
 # %% ../../nbs/39_training.pipeline.ipynb #3941bff0
 def _result(records, classes, ap):
@@ -280,10 +317,26 @@ def _result(records, classes, ap):
     result['AP'] = {c: None if a.isnan() else 100*a.item() for c, a in zip(classes, ap)}
     return result
 
+def _notes(training, result):
+    "What a reader has to know beside the scores: the weights it began with, and what result.json says in words"
+    said = {name: value for name, value in result.items() if value is True or isinstance(value, str)}
+    return dict(weights=training.metadata['weights']) | said
+
 def _shown_settings(training):
     "What the report lists: the options that were given or completed, and the settings of the loss"
     given = {k: v for k, v in asdict(training.options).items() if v not in (None, '', False)}
     return given | training.metadata['settings']
+
+# %% ../../nbs/39_training.pipeline.ipynb #13aefb7d
+def _first_pictures(training):
+    "Pictures of the first step with their targets, in colours again; none where one cannot be read any more"
+    options = training.options
+    try: images, targets = first_batch(training.train, options.batch_size, options.seed, training.trainer.world)
+    except Refused: return []
+    config = training.metadata['config']
+    mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ('mean', 'std'))
+    shown = (255*(images.cpu()*std + mean)).round().clamp(0, 255).byte()
+    return list(zip(map(to_picture, shown), targets.cpu()))
 
 # %% ../../nbs/39_training.pipeline.ipynb #5bdd5cc0
 SCORES = dict(accuracy='accuracy', top5='one of 5', mAP='mAP (macro)', OF1='OF1 at 0.5', best_OF1='best OF1',

@@ -9,7 +9,6 @@ __all__ = ['load_run', 'read_ahead', 'Predictions', 'Predictor', 'check_new_file
 import csv, json, os, sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -21,11 +20,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..cli import Refused, check, find_device, need
 from .batches import transform
-from .deployment import PRECISIONS, Loss, run_onnx, write_onnx
+from .deployment import Loss, run_onnx, write_onnx
 from .folder import load_tensors, read_settings
 from .images import read_rgb, rgb
 from .labels import ImageSet, files_of, images_in
 from .model import make_model, meaning
+from .options import PredictOptions
 from .pipeline import validation_of
 from .score import class_table
 from .table import column_of, read_table
@@ -334,30 +334,6 @@ def _output(path):
         raise OSError(e.errno, e.strerror, str(path)) from None     # a full disk does not say which file
     finally: new.unlink(missing_ok=True)
 
-# %% ../../nbs/40_training.predictor.ipynb #388297c2
-@dataclass(frozen=True)
-class PredictOptions:
-    "What `asl_predict` can be asked for"
-    run:str|Path                      # Run folder of asl_train
-    paths:list|str|Path|None=None     # Images, folders of images, or CSVs with a column of file names
-    _:KW_ONLY
-    top:int|None=None                 # Labels to show of each image at most (5; with --threshold all)
-    threshold:float|None=None         # Show labels from this probability on, 0 to 1
-    format:str='table'                # table, json or csv
-    wide:bool=False                   # CSV with a column for each class, a row for each image
-    out:str|Path|None=None            # Write to this file, not to the terminal
-    images:str|Path='.'               # Folder that the names in a CSV start from
-    files:str|None=None               # Column of a CSV with the file names (the first)
-    suffix:str=''                     # Ending to add to each name in a CSV
-    skip_bad:bool=False               # Leave out images that cannot be read
-    last:bool=False                   # The last epoch's model, not the best one
-    batch_size:int=64                 # Images at once
-    workers:int=0                     # Processes that load images
-    device:str='cpu'                  # Where to compute, such as cuda
-    onnx:str|Path|None=None           # Write network and posterior to this ONNX file as well
-    onnx_precision:str='fp32'         # Of that file: fp32, fp16, or int8 (measured with the run's validation images)
-    force:bool=False                  # Overwrite `out` and `onnx`
-
 # %% ../../nbs/40_training.predictor.ipynb #2fa6bf12
 def run_prediction(
     options:PredictOptions,
@@ -440,8 +416,6 @@ def _check_options(options):
     needs('threshold', lambda v: 0 <= v <= 1, 'a probability, 0 to 1')
     needs('batch_size', lambda v: v >= 1, '1 or more')
     needs('workers', lambda v: v >= 0, '0 or more')
-    needs('format', lambda v: v in FORMATS, ', '.join(FORMATS))
-    needs('onnx_precision', lambda v: v in PRECISIONS, ', '.join(PRECISIONS))
     _check_meant(options)
     for name in ('out', 'onnx'): check_new_file(f'--{name}', getattr(options, name), options.force)
     if options.onnx: need('onnx', 'onnxscript', 'onnxruntime', extra='onnx')
