@@ -52,10 +52,13 @@ def with_options(
 )->Callable[[Callable[[Record], Result]], Callable[Given, Result]]: # To decorate a function of such a record
     "Let a function of a record take the record's fields as its arguments"
     def decorate(func):
+        make:Callable[..., Record] = record
         returned = inspect.signature(func).return_annotation
         @wraps(func)
         def call(*args:Given.args, **kwargs:Given.kwargs):
-            options = record(*args, **kwargs)
+            given = signature.bind(*args, **kwargs).arguments
+            with_file = getattr(record, 'with_file', dict)     # of a record whose options may stand in a file as well
+            options = make(**with_file(given))
             _check_choices(options)
             return func(options)
         signature = inspect.signature(record).replace(return_annotation=returned)
@@ -159,12 +162,12 @@ def _add_option(parser, parameter, comment):
         if kind is list: count = '+' if required else '*'
         else: count = None if required else '?'
         parser.add_argument(name, nargs=count, help=text)
-    elif kind is bool: parser.add_argument(f'--{name}', action='store_true', help=text)
+    elif kind is bool: parser.add_argument(f'--{name}', action='store_true', default=argparse.SUPPRESS, help=text)
     else:
         shown = 'path' if Path in kinds else kind.__name__
         metavar = '{' + ','.join(map(str, choices)) + '}' if choices else shown
         value = type(choices[0]) if choices else kind
-        parser.add_argument(f'--{name}', default=default, type=value, metavar=metavar, help=text)
+        parser.add_argument(f'--{name}', default=argparse.SUPPRESS, type=value, metavar=metavar, help=text)
 
 # %% ../nbs/09a_cli.ipynb #12fb0259
 def _stop(prog, message, code, alone=False)->NoReturn:

@@ -23,13 +23,14 @@ from .digits import digit_collages
 from .figures import Outcome
 from .images import check_sets, read_images, readable
 from .labels import described
-from asl.training.model import (loss_asked, make_loss, make_model, meaning, picture_config, start_at_prior,
-    use_pretrained)
-from .options import Completed, Options, check_numbers, complete, resumed
+from .model import (begin, head_names, loss_asked, make_loss, make_model, meaning, picture_config,
+    start_at_prior, told)
+from .options import LONGER, Completed, Options, check_numbers, complete, resumed
 from .page import to_picture, write_report
 from .folder import FORMAT, fingerprint, locked, new_run, read_settings, save_tensors, write, write_json
 from .score import decided, score, score_single
-from .trainer import Adapting, Trainer, first_batch, fit
+from .trainer import Adapting, Mixed, Trainer, first_batch, fit
+from .weights import find_weights
 
 # %% ../../nbs/39_training.pipeline.ipynb #b98153a6
 def _read(options):
@@ -54,7 +55,7 @@ def _decodable(train, valid, options, say, hide_bar):
 # %% ../../nbs/39_training.pipeline.ipynb #7cf0acb2
 def _batches(train, valid, options, config):
     "What the loop reads: images as the network wants them"
-    augmented = transform(config, True, options.augment, not options.no_flip)
+    augmented = transform(config, True, options.augment, not options.no_flip, options.reprob)
     return (Batches(train, augmented, options.seed, options.workers),
             Batches(valid, transform(config), options.seed, options.workers))
 
@@ -74,6 +75,7 @@ def _accelerator(options):
     "Accelerate's view of this machine"
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedDataParallelKwargs
     if options.device:
         device = find_device(options.device)
         if device.type == 'cuda' and device.index: torch.cuda.set_device(device)
@@ -82,7 +84,9 @@ def _accelerator(options):
     if not torch.distributed.is_initialized():              # of a run before, in a notebook
         AcceleratorState._reset_state(reset_partial_state=True)
     mixed = options.precision if options.precision in ('fp16', 'bf16') else 'no'
-    try: return Accelerator(cpu=cpu, mixed_precision=mixed)
+    handlers:list[Any] = []         # layers that do not learn have no gradients to exchange
+    if options.freeze != '0': handlers.append(DistributedDataParallelKwargs(find_unused_parameters=True))
+    try: return Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=handlers)
     except ValueError as e: raise Refused(f'--precision {options.precision}: {e}') from None
 
 # %% ../../nbs/39_training.pipeline.ipynb #b27b1aac
@@ -102,39 +106,65 @@ def _in_main_process(accelerator, function, *args):
 DIGITS_SIZE = 16
 DIGITS_CONFIG = dict(size=DIGITS_SIZE, mean=[0.]*3, std=[1.]*3, interpolation='bilinear')     # as they are, in [0, 1]
 
-def _network(options, n_classes, say):
-    "The network, which weights it begins with, and how it wants its pictures"
+def _network(options, classes, say)->tuple[Any, dict[str, Any], dict]:
+    "The network, what prediction has to know of it, and how it wants its pictures"
     torch.manual_seed(options.seed)
-    size = options.size if options.own else DIGITS_SIZE
-    net = make_model(options.model, n_classes, size)
-    weights = 'random'
-    if options.pretrained:
-        why_not = use_pretrained(net, options.model, n_classes, size)
-        if why_not: say(f'no pretrained weights for {options.model}, starting from random ones: {why_not}')
-        else: weights = 'pretrained'
-    return net, weights, picture_config(net, size) if options.own else DIGITS_CONFIG
+    if options.resume: return _network_of_run(options, classes)
+    if not options.own: return _network_of_digits(options.model, len(classes))
+    weights = find_weights(options.weights, options.model)
+    before = weights.picture or {}
+    size = options.size or before.get('size')
+    net, start = begin(weights, classes, size)
+    say(told(start))
+    config = picture_config(net, size) | before | (dict(size=size) if size else {})
+    return net, dict(model=weights.model, model_args=weights.more, started_from=start), config
+
+def _network_of_digits(model, n_classes):
+    "The same for the digits, small and random"
+    about:dict[str, Any] = dict(model=model, model_args={}, started_from=dict(kind='random', source=model))
+    return make_model(model, n_classes, DIGITS_SIZE), about, DIGITS_CONFIG
+
+def _network_of_run(options, classes):
+    "The same for a run to go on with: its weights are in its checkpoint, wherever they came from"
+    kept = read_settings(options.resume)
+    more = kept.get('model_args', {})
+    start = kept.get('started_from', dict(kind='random', source=options.model))
+    about:dict[str, Any] = dict(model=options.model, model_args=more, started_from=start)
+    return make_model(options.model, len(classes), kept['config']['size'], **more), about, kept['config']
 
 # %% ../../nbs/39_training.pipeline.ipynb #7bb06616
 def _steps(n_images, options, processes):
-    "How many steps there will be; of a last batch that is too small for batch norm, or for the processes, none is made"
+    "How many steps an epoch has; of a last batch that is too small for batch norm, or for the processes, none is made"
     full, rest = divmod(n_images, options.batch_size)
-    steps = options.epochs*(full + (rest >= max(2, processes)))
+    steps = full + (rest >= max(2, processes))
     if not steps: raise Refused(f'{n_images} images are too few for {processes} processes')
     return steps
 
 # %% ../../nbs/39_training.pipeline.ipynb #fea853c1
-def _trainer(net, train, options, settings, accelerator):
+HEAD_LR = 10     # times --lr, while the head learns alone: no other layer can be spoiled then
+
+def _trainer(net, train, options, settings, accelerator, has_head):
     "Network, loss, optimiser and schedule, on their device"
     single = train.targets.ndim == 1
-    if not (options.no_prior or single): start_at_prior(net, train.targets, settings)
+    if not (options.no_prior or single or has_head): start_at_prior(net, train.targets, settings)
     loss_fn:Any = make_loss(options.loss, single, **settings)
     if options.adaptive: loss_fn = Adapting(loss_fn)
-    steps = _steps(len(train.targets), options, accelerator.num_processes)
+    an_epoch = _steps(len(train.targets), options, accelerator.num_processes)
+    steps = options.epochs*an_epoch
     ema = options.ema
     if ema is None: ema = max(0, min(.99, 1 - 9/steps))       # a short run must not end in the average of its start
     if options.precision == 'fp64': net.double()
     return Trainer(net.to(accelerator.device), loss_fn.to(accelerator.device), steps, options.lr, options.weight_decay,
-        ema, opt=options.opt, sched=options.sched, accumulate=options.accumulate, accelerator=accelerator)
+        ema, opt=options.opt, sched=options.sched, accumulate=options.accumulate, accelerator=accelerator,
+        **_aids(net, an_epoch, len(train.classes), options))
+
+def _aids(net, an_epoch, n_classes, options)->dict[str, Any]:
+    "What helps to fine-tune, as the trainer takes it"
+    epochs = options.epochs if options.freeze == 'head' else min(int(options.freeze), options.epochs)
+    mix = Mixed(n_classes, options.mixup, options.cutmix) if options.mixup or options.cutmix else None
+    return dict(head=tuple(head_names(net)), frozen=epochs*an_epoch, head_lr=HEAD_LR*options.lr, mix=mix,
+        layer_decay=options.layer_decay, clip_grad=options.clip_grad, channels_last=options.channels_last,
+        compiled=options.compile)
 
 # %% ../../nbs/39_training.pipeline.ipynb #ab595c08
 @dataclass
@@ -142,7 +172,7 @@ class Training:
     "A training and its run folder"
     run:Path            # The folder
     options:Completed
-    metadata:dict       # What is saved with weights: asl, model, classes, single, config, loss, settings, weights, data
+    metadata:dict       # What is saved with weights: what they are, what they mean, and what they began with
     trainer:Trainer
     train:Any           # Has `targets` and `batches(order, epoch)`
     valid:Any           # The like, and `picture(i)` and `names`
@@ -179,6 +209,7 @@ def _save_epoch(training):
     if best_epoch(records) == len(records): save_tensors(run/'best.safetensors', weights, metadata)
     save_tensors(run/'last.safetensors', weights, metadata)
     write(run/'metrics.jsonl', ''.join(json.dumps(r)+'\n' for r in records))
+    if 'csv' in _logs(training.options): write(run/'metrics.csv', _records_as_csv(records))
     training.save_checkpoint()
 
 # %% ../../nbs/39_training.pipeline.ipynb #816b075a
@@ -273,6 +304,8 @@ def _say_epoch(training, bar, pace):
 def _fit(training):
     "Train what is left, keep and show every epoch"
     options = training.options
+    if _waited(training): return
+    log = _log_to(training)
     _seed_step(training)
     with _progress_bar(training) as bar:
         pace = _Pace(training.trainer)
@@ -285,7 +318,54 @@ def _fit(training):
             if training.main:
                 _save_epoch(training)
                 _say_epoch(training, bar, pace)
+            for tracker in log: tracker.log(_numbers(training.records[-1]), step=record['epoch'])
+            if _waited(training): break
             pace.begin()
+    for tracker in log: tracker.finish()
+
+# %% ../../nbs/39_training.pipeline.ipynb #03b789e9
+def _waited(training):
+    "Whether mAP has not risen for as many epochs as it had time to"
+    patience = training.options.patience
+    records = training.records
+    return bool(patience and records) and len(records)-best_epoch(records) >= patience
+
+# %% ../../nbs/39_training.pipeline.ipynb #e3c0f377
+TRACKERS = 'csv', 'tensorboard', 'wandb'
+
+def _check_log(options):
+    "Refuse a log that cannot be written"
+    for name in _logs(options):
+        if name not in TRACKERS: raise Refused(f"--log {name}: needs {', '.join(TRACKERS)}, or several with commas")
+        if name != 'csv': need(name, extra='log')
+
+def _logs(options): return options.log.split(',') if options.log else []
+
+def _log_to(training)->list:
+    "Accelerate's trackers that were asked for"
+    from accelerate import tracking
+    settings = {k: v if isinstance(v, int | float) else str(v) for k, v in _shown_settings(training).items()}
+    made:list[Any] = []
+    if not training.main: return made
+    if 'tensorboard' in _logs(training.options):
+        made.append(tracking.TensorBoardTracker(training.run.name, logging_dir=training.run.parent))
+    if 'wandb' in _logs(training.options): made.append(tracking.WandBTracker(training.run.name))
+    for tracker in made:
+        tracker.start()
+        tracker.store_init_configuration(settings)
+    return made
+
+def _numbers(record):
+    "What of a record is a number"
+    return {name: value for name, value in record.items() if value is not None}
+
+def _records_as_csv(records):
+    "A row for each epoch"
+    out = StringIO()
+    writer = csv.DictWriter(out, list(records[0]), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(records)
+    return out.getvalue()
 
 # %% ../../nbs/39_training.pipeline.ipynb #12607605
 def _finish(training):
@@ -320,7 +400,7 @@ def _result(records, classes, ap):
 def _notes(training, result):
     "What a reader has to know beside the scores: the weights it began with, and what result.json says in words"
     said = {name: value for name, value in result.items() if value is True or isinstance(value, str)}
-    return dict(weights=training.metadata['weights']) | said
+    return dict(weights=told(training.metadata['started_from']).removeprefix('weights: ')) | said
 
 def _shown_settings(training):
     "What the report lists: the options that were given or completed, and the settings of the loss"
@@ -362,7 +442,11 @@ def _run_folder(options, settings, metadata, names):
     "The run folder, new or to go on with"
     if options.resume:
         run = Path(options.resume)
-        if read_settings(run).get('data') == metadata['data']: return run
+        kept = read_settings(run)
+        longer = {name: getattr(options, name) for name in LONGER}
+        if kept.get('data') == metadata['data']:
+            if not longer.items() <= kept.items(): write_json(run/'settings.json', kept | longer)
+            return run
         raise Refused(f'--resume {run}: images or labels have changed since it began')
     run = new_run(options.out, options.loss, options.name, options.force)
     try:
@@ -377,11 +461,11 @@ def _run_folder(options, settings, metadata, names):
 # %% ../../nbs/39_training.pipeline.ipynb #f7771ee7
 def _kept_settings(options, settings, metadata):
     "What settings.json holds; paths are absolute, so that the run can be resumed from anywhere"
-    paths = {k: getattr(options, k) for k in ('labels', 'images', 'valid')}
+    paths = {k: getattr(options, k) for k in ('labels', 'images', 'valid', 'weights')}
     paths = {k: os.path.abspath(path) for k, path in paths.items() if path and os.path.exists(path)}
     if options.labels: paths['images'] = os.path.abspath(options.images or '.')
     facts = dict(n_classes=len(metadata['classes']), versions=versions())
-    facts |= {k: metadata[k] for k in ('asl', 'single', 'config', 'weights', 'data')}
+    facts |= {k: metadata[k] for k in ('asl', 'single', 'config', 'model', 'model_args', 'started_from', 'data')}
     return asdict(options) | paths | settings | facts | dict(format=FORMAT)
 
 def _split_csv(names):
@@ -429,7 +513,7 @@ def _batches_of(train, valid, options, config, say, hide_bar):
 def _prepare(options, settings, accelerator, say)->Training:
     "Data, network, loss and folder; where anything is wrong with them, nothing has been written yet"
     train, valid = _read(options)
-    net, weights, config = _network(options, len(train.classes), say)
+    net, about, config = _network(options, train.classes, say)
     if options.own:
         hide_bar = not (sys.stdout.isatty() and accelerator.is_main_process)
         train, valid, names, data = _batches_of(train, valid, options, config, say, hide_bar)
@@ -437,9 +521,11 @@ def _prepare(options, settings, accelerator, say)->Training:
         names = None
         data = fingerprint(train.classes, train.targets, valid.targets)
     single = train.targets.ndim == 1
-    metadata = dict(asl=__version__, model=options.model, classes=train.classes, single=single, config=config,
-                    loss=options.loss, settings=settings, weights=weights, data=data)
-    trainer = _trainer(net, train, options, settings, accelerator)
+    metadata:dict[str, Any] = dict(asl=__version__, classes=train.classes, single=single, config=config,
+                    loss=options.loss, settings=settings, data=data, **about)
+    start = about['started_from']
+    has_head = start['kind'] == 'run' and not start['left_out']
+    trainer = _trainer(net, train, options, settings, accelerator, has_head)
     run = _in_main_process(accelerator, _run_folder, options, settings, metadata, names)
     loss:Any = trainer.loss_fn if options.adaptive else meaning(settings, single)
     records = _records_so_far(trainer, run, options)
@@ -449,7 +535,11 @@ def _prepare(options, settings, accelerator, say)->Training:
 def _records_so_far(trainer, run, options):
     "The records of a run to go on with, whose trainer is brought to where it was"
     path = run/'checkpoint.safetensors'
-    return trainer.load(path)['records'] if options.resume and path.exists() else []
+    if not options.resume: return []
+    if path.exists(): return trainer.load(path)['records']
+    if options.weights != 'random':         # the weights that it began with were not kept
+        raise Refused(f'--resume {run}: has no checkpoint yet; start it again with --config {run} --name NAME')
+    return []
 
 # %% ../../nbs/39_training.pipeline.ipynb #3ae8a64d
 def _carry_out(training):
@@ -483,6 +573,7 @@ def run_training(
     started = time.time()
     options = resumed(options) if options.resume else complete(options)
     check_numbers(options)
+    _check_log(options)
     need('timm', 'accelerate', 'torchmetrics', 'sklearn', 'matplotlib', 'PIL', 'safetensors', 'tqdm')
     settings = loss_asked(options, single=options.own and not options.labels)
     accelerator = _accelerator(options)

@@ -39,7 +39,8 @@ def load_run(
     read_settings(run)
     weights, metadata = load_tensors(Path(run)/('last.safetensors' if last else 'best.safetensors'))
     try:
-        net = make_model(metadata['model'], len(metadata['classes']), metadata['config']['size'])
+        more = metadata.get('model_args', {})
+        net = make_model(metadata['model'], len(metadata['classes']), metadata['config']['size'], **more)
         net.load_state_dict(weights)
     except (RuntimeError, KeyError) as e: raise Refused(f'{run}: its weights cannot be used ({e})') from None
     loss = cast(Loss, meaning(metadata['settings'], metadata['single']))
