@@ -188,7 +188,7 @@ def test_random_numbers_of_the_caller_are_left_alone(tmp, run):
 @pytest.mark.parametrize('model, size', [('conv3', 16), ('test_resnet', 32), ('test_vit', 32)])
 def test_the_scores_follow_from_the_features_and_onnx_agrees_in_fewer_bits(tmp, model, size):
     with redirect_stdout(io.StringIO()):
-        options = small() | dict(size=size, epochs=1)
+        options = small() | dict(size=size, epochs=1, weights='random')
         run = train(tmp/'labels.csv', images=tmp/'img', model=model, out=tmp/'runs', **options)
     predictor = Predictor(run)
     features = predictor.features(names(tmp)[:4])
