@@ -131,7 +131,8 @@ class Batches:
         seed:int=0,         # Of the random part of the transform
         workers:int=0,      # Processes that read ahead; 0 reads when asked
         *,
-        config:dict|None=None, # Of the network, as for `transform`; without it, files are read whole, and deep grey not
+        config:dict|None=None, # Of the network, as for `transform`: the range of deep grey
+        reduced:bool=False,    # May large JPEGs be decoded at a fraction of their size? With config
         bad:dict|None=None,    # Given: what cannot be read is left out of its batch, and noted here by its index
     ):
         self.data = data
@@ -141,7 +142,7 @@ class Batches:
         self.grey_range = (config or {}).get('range')
         self._order = []    # what the loader goes through next, a list of (epoch, index) for each batch
         self._turn = None   # a new object for each iteration, which shows whose turn it is
-        at_least = 2*config['size'] if config else None
+        at_least = 2*config['size'] if reduced and config else None
         read = partial(read_rgb, grey_range=self.grey_range, at_least=at_least)
         self._loader = DataLoader(_Pictures(data, transform, seed, read), batch_sampler=self._order,
             num_workers=workers, collate_fn=_stack, persistent_workers=workers > 0, generator=torch.Generator())
