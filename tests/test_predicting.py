@@ -48,9 +48,9 @@ def called(*argv):
 def opened(monkeypatch):
     "The files that are decoded, in this process"
     found = []
-    def read(file):
+    def read(file, *grey_range):
         found.append(str(file))
-        return images.read_rgb(file)
+        return images.read_rgb(file, *grey_range)
     monkeypatch.setattr(module, 'read_rgb', read)
     return found
 
