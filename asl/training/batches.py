@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..cli import Refused
+from ..cli import Refused, obey_parent_only
 from .images import read_rgb
 from .labels import ImageSet
 
@@ -119,7 +119,8 @@ class Batches:
         self._order = []    # what the loader goes through next, a list of (epoch, index) for each batch
         self._turn = None   # a new object for each iteration, which shows whose turn it is
         self._loader = DataLoader(_Pictures(data, transform, seed), batch_sampler=self._order, num_workers=workers,
-            collate_fn=_stack, persistent_workers=workers > 0, generator=torch.Generator())
+            collate_fn=_stack, persistent_workers=workers > 0, generator=torch.Generator(),
+            worker_init_fn=obey_parent_only)
 
     def __len__(self): return len(self.data.files)
 

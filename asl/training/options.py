@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/38_training.options.ipynb #90be5e7c
-import math, os
+import math, os, shlex
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -200,3 +200,19 @@ def resumed(
     for name in MACHINE:
         if given[name] is not None: values[name] = given[name]
     return Completed(**values)
+
+# %% ../../nbs/38_training.options.ipynb #c3ef7bcf
+def command_again(
+    kept:dict,    # As `read_settings` gives them
+    run:str|Path, # The run folder
+)->str:           # A command line
+    "The command that begins a run anew, in the place of the old one"
+    defaults = complete(Options(labels=kept['labels'], images=kept['images']))
+    usual = asdict(defaults) | loss_settings(kept['loss'], kept['single'])
+    place = dict(out=str(Path(run).absolute().parent), name=Path(run).absolute().name, force=True)
+    words = ['asl_train', kept['labels']] if kept['labels'] else ['asl_train']
+    for name, value in (kept | place).items():
+        if name not in usual or name in ('labels', 'resume'): continue
+        if value == usual[name] and name != 'images' or value is None: continue
+        words += [f'--{name}'] if value is True else [f'--{name}', str(value)]
+    return shlex.join(words)

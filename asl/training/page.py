@@ -35,6 +35,7 @@ PAGE = '''{% from 'table.html' import table %}
 <main>
 <h1>{{ title }}</h1>
 <p class="soft">{{ summary }}</p>
+{% if warning %}<p class="no" role="alert"><strong>{{ warning }}</strong></p>{% endif %}
 <h2>Scores</h2>
 {{ table(score_head, score_rows) }}
 <details>
@@ -133,7 +134,7 @@ figcaption { font-size: .9rem; margin-top: .4rem }
 .image .tiny { width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated }
 ol li { display: flex; gap: .4em }
 ol b { margin-left: auto; font-weight: 600; white-space: nowrap; overflow-wrap: normal }
-.no span:first-child { color: var(--no) }
+.no strong, .no span:first-child { color: var(--no) }
 .yes span:first-child { color: var(--yes) }
 '''
 
@@ -304,10 +305,11 @@ def report_html(
     picture:Callable, # From the index of a validation image to a PIL image
     names:list,       # Names of the validation images, such as their files
     plots:dict,       # PNG bytes by name, as from `figures`
+    warning:str='',   # What a reader has to know first
 )->str:
     "One page about a run, with everything in it"
     score_head, score_rows = _score_table(outcome.records)
-    return _render(title=title, summary=_summary(settings, outcome),
+    return _render(title=title, summary=_summary(settings, outcome), warning=warning,
         score_head=score_head, score_rows=score_rows, setting_rows=_setting_rows(settings),
         plots=[_plot(name, png) for name, png in plots.items()],
         predictions=_predictions(outcome, picture, names),
@@ -321,10 +323,11 @@ def write_report(
     outcome:Outcome,
     picture:Callable, # From the index of a validation image to a PIL image
     names:list,       # Names of the validation images, such as their files
+    warning:str='',   # What a reader has to know first
 )->Path:              # report.html in that folder, beside each plot as a .png
     "Write the plots of a run, and one page with everything in it"
     plots = figures(outcome)
     for name, png in plots.items(): write(Path(run)/f'{name}.png', png)
     path = Path(run)/'report.html'
-    write(path, report_html(title, settings, outcome, picture, names, plots))
+    write(path, report_html(title, settings, outcome, picture, names, plots, warning))
     return path

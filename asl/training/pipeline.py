@@ -6,9 +6,9 @@
 __all__ = ['run_training']
 
 # %% ../../nbs/39_training.pipeline.ipynb #a51fbb5f
-import csv, json, math, os, shutil, sys, time
+import csv, json, math, os, shutil, signal, sys, time
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
@@ -17,17 +17,50 @@ from typing import Any, cast
 import torch
 
 from .. import __version__
+from ..loss import AsymmetricLossMultiLabel
+from ..posterior import class_prior
 from .batches import Batches, transform
-from ..cli import Refused, find_device, fixed, need, versions
+from ..cli import Refused, Stopped, find_device, fixed, need, stop_requests, versions
 from .digits import digit_collages
 from .figures import Outcome
 from .images import check_sets, read_images, readable
 from .model import make_loss, make_model, meaning, picture_config, start_at_prior, use_pretrained
-from .options import Completed, Options, check_numbers, complete, loss_asked, resumed
+from .options import Completed, Options, check_numbers, command_again, complete, loss_asked, resumed
 from .page import write_report
-from .folder import FORMAT, fingerprint, locked, new_run, read_settings, save_tensors, write, write_json
+from .folder import (FORMAT, Damaged, RunFolder, check_new_run, fingerprint, hold, keep_previous,
+                                 load_tensors, new_run, read_settings, save_tensors, write, write_json)
 from .score import score, score_single
-from .trainer import Adapting, Trainer, fit
+from .trainer import Adapting, Interrupted, Trainer, fit
+
+# %% ../../nbs/39_training.pipeline.ipynb #98497176
+def _check_at_once(options, accelerator):
+    "Refuse what can be refused before anything is read"
+    if options.resume: _check_checkpoint(options.resume)
+    else: _in_main_process(accelerator, check_new_run, options.out, options.name, options.force)
+    if options.own: transform(DIGITS_CONFIG, True, options.augment)
+    _try_steps(options)
+
+def _try_steps(options):
+    "Refuse an optimiser or a schedule that does not work"
+    net = torch.nn.Linear(1, 1)
+    trainer = Trainer(net, lambda logits, targets: (logits-targets).square().mean(), 2, options.lr,
+        options.weight_decay, 0., opt=options.opt, sched=options.sched)
+    x = torch.ones(2, 1)
+    try:
+        for _ in range(2): trainer.step(x, x)
+    except Exception as e: raise Refused(f'--opt {options.opt}: {e}') from None
+
+# %% ../../nbs/39_training.pipeline.ipynb #9e283042
+def _check_memory(options, n_images):
+    "Refuse pictures of which one batch alone does not fit"
+    from psutil import virtual_memory
+    if options.size is None: return
+    pictures = min(options.batch_size, max(2, n_images))
+    needed = 4*3*pictures*options.size**2               # float32, three channels
+    there = virtual_memory().total
+    if needed < there: return
+    raise Refused(f'--size {options.size}: {pictures} pictures of a batch alone take {needed/1e9:,.0f} GB, and this '
+                  f'machine has {there/1e9:,.0f} GB; try a smaller --size, or a smaller --batch_size')
 
 # %% ../../nbs/39_training.pipeline.ipynb #b98153a6
 def _read(options):
@@ -134,10 +167,12 @@ def _trainer(net, train, options, settings, accelerator):
         ema, opt=options.opt, sched=options.sched, accumulate=options.accumulate, accelerator=accelerator)
 
 # %% ../../nbs/39_training.pipeline.ipynb #ab595c08
+CHECKPOINT = 'checkpoint.safetensors'
+
 @dataclass
 class Training:
     "A training and its run folder"
-    run:Path            # The folder
+    folder:RunFolder    # Its folder, held
     options:Completed
     metadata:dict       # What is saved with weights: asl, model, classes, single, config, loss, settings, weights, data
     trainer:Trainer
@@ -145,6 +180,11 @@ class Training:
     valid:Any           # The like, and `picture(i)` and `names`
     posterior:Callable  # From logits to probabilities, (n, C)
     records:list        # One for each epoch that is done
+
+    @property
+    def run(self)->Path:
+        "Where the folder is: until the first step a new run is beside the one that it replaces"
+        return self.folder.path
 
     @property
     def main(self):
@@ -158,7 +198,8 @@ class Training:
 
     def save_checkpoint(self):
         "Write what a resumed run needs"
-        path = self.run/'checkpoint.safetensors'
+        path = self.run/CHECKPOINT
+        keep_previous(path)
         self.trainer.save(path, records=self.records, data=self.metadata['data'])
 
 # %% ../../nbs/39_training.pipeline.ipynb #3bfef0d9
@@ -226,6 +267,7 @@ def _after_step(training, bar):
     def tick():
         nonlocal saved
         bar.update()
+        training.folder.begin()
         _seed_step(training)
         if terminal and training.trainer.done % 10 == 0: bar.set_postfix_str(_so_far(training), refresh=False)
         if training.main and time.time()-saved >= 60*training.options.checkpoint:
@@ -235,20 +277,75 @@ def _after_step(training, bar):
 
 # %% ../../nbs/39_training.pipeline.ipynb #d54051a8
 def _fit(training):
-    "Train what is left, keep and show every epoch"
-    options = training.options
+    "Train what is left; a signal ends it between two steps, with all of them saved"
+    trainer = training.trainer
     _seed_step(training)
-    with _progress_bar(training) as bar:
-        tick = _after_step(training, bar)
-        epochs = fit(training.trainer, training.train, training.valid, options.epochs, options.batch_size,
-                     options.seed, tick, training.posterior)
-        for record, _ in epochs:
-            if options.adaptive: record |= training.trainer.loss_fn.record()
-            training.records.append(_without_nan(record))
-            if not training.main: continue
-            _save_epoch(training)
-            if not sys.stdout.isatty():
-                print(f"epoch {record['epoch']:>3}/{options.epochs}", _epoch_line(training.records[-1]), flush=True)
+    with stop_requests() as request:
+        trainer.asked = lambda: bool(request)
+        try:
+            with _progress_bar(training) as bar: _epochs(training, _after_step(training, bar))
+        except Interrupted: _save_and_stop(training, request.number or signal.SIGTERM)
+        finally: trainer.asked = lambda: False
+
+def _epochs(training, tick):
+    "Keep and show every epoch"
+    options = training.options
+    epochs = fit(training.trainer, training.train, training.valid, options.epochs, options.batch_size,
+                 options.seed, tick, training.posterior)
+    for record, _ in epochs:
+        if options.adaptive: record |= training.trainer.loss_fn.record()
+        training.records.append(_without_nan(record))
+        if not training.main: continue
+        _save_epoch(training)
+        if not sys.stdout.isatty():
+            print(f"epoch {record['epoch']:>3}/{options.epochs}", _epoch_line(training.records[-1]), flush=True)
+
+# %% ../../nbs/39_training.pipeline.ipynb #c81b4068
+def _save_and_stop(training, number):
+    "Save what was done, and end as signal `number` asked"
+    trainer = training.trainer
+    if not trainer.done: raise Stopped(number=number)
+    if training.main: training.save_checkpoint()
+    if trainer.world > 1: trainer.accelerator.wait_for_everyone()
+    raise Stopped(f'stopped after step {trainer.done} of {trainer.steps}, which is saved: '
+                  f'--resume {training.run} goes on from there', number)
+
+@contextmanager
+def _stopped_says(text):
+    "Say this where a signal ends what is done inside"
+    try: yield
+    except KeyboardInterrupt as e: raise Stopped(text, getattr(e, 'number', signal.SIGINT)) from None
+
+# %% ../../nbs/39_training.pipeline.ipynb #d5916038
+DIVERGED = 2.   # times what it was before anything was learned
+
+def loss_of_prior(
+    targets:torch.Tensor, # (n, C): 1, 0, or -100 where unknown; or (n,), class indices
+    n_classes:int,
+    settings:dict,        # Of the loss
+)->float:
+    "The mean loss of an image for who knows the share of each class and nothing else"
+    if targets.ndim == 1:
+        share = torch.bincount(targets[targets >= 0], minlength=n_classes)/(targets >= 0).sum()
+        return torch.special.entr(share).sum().item()           # of cross-entropy; the other losses are below it
+    share = class_prior(targets)
+    loss = meaning(settings, reduction='none')
+    assert isinstance(loss, AsymmetricLossMultiLabel)
+    logits = loss.prior_logit(share)
+    assert isinstance(logits, torch.Tensor)
+    positive = loss(logits, torch.ones_like(share))
+    negative = loss(logits, torch.zeros_like(share))
+    return (share*positive + (1-share)*negative).sum().item()
+
+def divergence(training:Training)->str: # Empty if there is nothing to say
+    "Whether a run has diverged by its last epoch, in words"
+    last = training.records[-1]['train_loss']
+    first = training.trainer.first
+    if last <= DIVERGED*first: return ''
+    nothing = loss_of_prior(training.train.targets, len(training.metadata['classes']), training.reached())
+    if last <= DIVERGED*nothing: return ''
+    return (f'diverged: the loss ended at {last:.3g}; the first step had {first:.3g}, and the share of each class '
+            f'alone gives {nothing:.3g}: try a lower --lr, it was {training.options.lr:g}')
 
 # %% ../../nbs/39_training.pipeline.ipynb #12607605
 def _finish(training):
@@ -265,15 +362,19 @@ def _finish(training):
     losses = meaning(training.reached(), single, reduction='none')(logits, targets)
     if not single: losses = losses.sum(1)
     outcome = Outcome(records, ap, classes, logits, targets, training.posterior, losses)
-    write_json(training.run/'result.json', _result(records, classes, ap))
-    write_report(training.run, training.run.name, _shown_settings(training), outcome, valid.picture, valid.names)
+    diverged = divergence(training)
+    write_json(training.run/'result.json', _result(records, classes, ap, bool(diverged)))
+    write_report(training.run, training.run.name, _shown_settings(training), outcome, valid.picture, valid.names,
+                 diverged)
+    keep_previous(training.run/CHECKPOINT).unlink(missing_ok=True)      # the run has ended
 
 # %% ../../nbs/39_training.pipeline.ipynb #3941bff0
-def _result(records, classes, ap):
+def _result(records, classes, ap, diverged):
     "What result.json holds: the last scores, which epoch was best, and of each class the average precision, ap (C,)"
     best = records[best_epoch(records)-1]
     result = {k: v for k, v in records[-1].items() if k not in ('epoch', 'train_loss', 'test_loss')}
     result['best'] = {k: best[k] for k in ('epoch', 'mAP')}
+    result['diverged'] = diverged
     result['AP'] = {c: None if a.isnan() else 100*a.item() for c, a in zip(classes, ap)}
     return result
 
@@ -302,21 +403,30 @@ def _scores_as_text(record, own):
     return '\n' + '\n'.join(lines) + '\n'
 
 # %% ../../nbs/39_training.pipeline.ipynb #16281d97
-def _run_folder(options, settings, metadata, names):
-    "The run folder, new or to go on with"
+def _run_folder(options, settings, metadata, names)->RunFolder:
+    "The run folder, new or to go on with; this process holds it"
     if options.resume:
         run = Path(options.resume)
-        if read_settings(run).get('data') == metadata['data']: return run
+        if read_settings(run).get('data') == metadata['data']: return hold(run)
         raise Refused(f'--resume {run}: images or labels have changed since it began')
-    run = new_run(options.out, options.loss, options.name, options.force)
+    folder = new_run(options.out, options.loss, options.name, options.force)
     try:
-        write_json(run/'settings.json', _kept_settings(options, settings, metadata))
-        write_json(run/'classes.json', metadata['classes'])
-        if names: write(run/'split.csv', _split_csv(names))
+        write_json(folder.path/'settings.json', _kept_settings(options, settings, metadata))
+        write_json(folder.path/'classes.json', metadata['classes'])
+        if names: write(folder.path/'split.csv', _split_csv(names))
     except OSError:
-        shutil.rmtree(run)         # half a folder would only block the name
+        folder.close()         # half a folder would only block the name
         raise
-    return run
+    return folder
+
+def _held_by_main(accelerator, *args)->RunFolder:
+    "The run folder, which the main process holds; the others know its name"
+    held = []
+    def hold_there():
+        held.append(_run_folder(*args))
+        return held[0].run
+    run = _in_main_process(accelerator, hold_there)
+    return held[0] if held else RunFolder(run)
 
 # %% ../../nbs/39_training.pipeline.ipynb #f7771ee7
 def _kept_settings(options, settings, metadata):
@@ -348,7 +458,9 @@ def _batches_of(train, valid, options, config, say, hide_bar):
 # %% ../../nbs/39_training.pipeline.ipynb #0bb6121c
 def _prepare(options, settings, accelerator, say)->Training:
     "Data, network, loss and folder; where anything is wrong with them, nothing has been written yet"
+    _check_at_once(options, accelerator)
     train, valid = _read(options)
+    _check_memory(options, len(train.targets))
     net, weights, config = _network(options, len(train.classes), say)
     if options.own:
         hide_bar = not (sys.stdout.isatty() and accelerator.is_main_process)
@@ -360,37 +472,55 @@ def _prepare(options, settings, accelerator, say)->Training:
     metadata = dict(asl=__version__, model=options.model, classes=train.classes, single=single, config=config,
                     loss=options.loss, settings=settings, weights=weights, data=data)
     trainer = _trainer(net, train, options, settings, accelerator)
-    run = _in_main_process(accelerator, _run_folder, options, settings, metadata, names)
     loss:Any = trainer.loss_fn if options.adaptive else meaning(settings, single)
-    records = _records_so_far(trainer, run, options)
-    return Training(run, options, metadata, trainer, train, valid, loss.posterior, records)
+    folder = _held_by_main(accelerator, options, settings, metadata, names)
+    return Training(folder, options, metadata, trainer, train, valid, loss.posterior, [])
 
 # %% ../../nbs/39_training.pipeline.ipynb #c7f7ecfe
-def _records_so_far(trainer, run, options):
-    "The records of a run to go on with, whose trainer is brought to where it was"
-    path = run/'checkpoint.safetensors'
-    return trainer.load(path)['records'] if options.resume and path.exists() else []
+def _check_checkpoint(run):
+    "Refuse to go on from a checkpoint that is missing or damaged, with the cure"
+    path = Path(run)/CHECKPOINT
+    try:
+        if path.exists(): return load_tensors(path)[1]
+        why = f'{path} is missing'
+    except Damaged as e: why = e
+    raise Refused(f'--resume {why}; {_cure(path)}')
+
+def _cure(path):
+    "What can be done without this checkpoint"
+    previous = path.with_stem(f'{path.stem}.previous')
+    run = path.parent
+    try: done = load_tensors(previous)[1]['done']
+    except Refused: pass
+    else: return f'rename {previous} to {path.name}, and --resume goes on from step {done}'
+    if (run/'result.json').exists(): return 'the run has ended, there is nothing to go on with'
+    return f'this starts it again: {command_again(read_settings(run), run)}'
 
 # %% ../../nbs/39_training.pipeline.ipynb #3ae8a64d
 def _carry_out(training):
-    "Train and judge; the folder is locked meanwhile"
-    try:
-        with locked(training.run) if training.main else nullcontext():
+    "Train and judge, in a folder that is held meanwhile"
+    with training.folder:
+        if training.options.resume: training.records = training.trainer.load(training.run/CHECKPOINT)['records']
+        try:
             _fit(training)
-            _finish(training)
-    except (Refused, OSError) as e:
-        cast(Any, e).alone = True      # in this process; from here on the others may not fail with it
-        raise
+            with _stopped_says(f'stopped after the last step: --resume {training.run} writes scores and report'):
+                _finish(training)
+        except (Refused, OSError) as e:
+            cast(Any, e).alone = True      # in this process; from here on the others may not fail with it
+            raise
 
 # %% ../../nbs/39_training.pipeline.ipynb #8fc2b7ea
 @contextmanager
 def _memory_refused(options):
     "Where memory runs out, say which option helps"
     try: yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         raise Refused(f'--batch_size {options.batch_size}: too much for the memory; '
                       '--accumulate splits a batch') from None
     except RuntimeError as e:
+        if 'DefaultCPUAllocator' in str(e):
+            size = f'--size {options.size}' if options.size else f'--batch_size {options.batch_size}'
+            raise Refused(f'{size}: too much for the memory; --accumulate splits a batch') from None
         if 'DataLoader worker' not in str(e): raise
         raise Refused(f'--workers {options.workers}: a process that loads images died, perhaps for lack of memory; '
                       'try fewer') from None
@@ -412,4 +542,6 @@ def run_training(
         _carry_out(training)
     say(_scores_as_text(training.records[-1], options.own))
     say(f'{time.time()-started:.0f} s; model, scores, plots and report.html are in {training.run}')
+    diverged = divergence(training)
+    if diverged: raise FloatingPointError(f'{diverged} ({training.run})')
     return training.run
