@@ -66,17 +66,17 @@ def test_quoted_commas_and_names_from_anywhere():
     ('file,labels\n"a.jpg,cat\n', 'l.csv, row 2: a quote'), ('file,labels\n"a.jpg"x,cat\n', 'l.csv, row 2: not CSV'),
     ('file,labels\na.jpg,' + 'x'*200_000, 'l.csv, row 2: not CSV (field larger'),
     ('A.JPEG,cat\n', 'l.csv, row 1: names an image'),
-    ('file,labels,\na.jpg,cat,\n', 'l.csv, row 1: column 3 has no name'),
+    ('file,labels,\na.jpg,cat,x\n', 'l.csv, row 1: column 3 has no name'),
     ('file,a, a\na.jpg,1,0\n', 'l.csv, row 1: two columns are called a'),
     ('file,labels\na.jpg\n', 'l.csv, row 2: too few cells, 1 for 2 columns'),
     ('file,labels\n,cat\n', 'l.csv, row 2: no file name'),
-    ('file,a,b\na.jpg,1,-1\n', "l.csv, row 2, column b: '-1' is not"),
-    ('file,a,b\na.jpg,1,nan\n', "l.csv, row 2, column b: 'nan' is not"),
+    ('file,a,b\na.jpg,1,-2\n', "l.csv, row 2, column b: '-2' is not"),
+    ('file,a,b\na.jpg,1,inf\n', "l.csv, row 2, column b: 'inf' is not"),
     ('file,labels\n/etc/passwd,cat\n', 'l.csv, row 2: /etc/passwd is not in the folder img'),
     ('file,labels\n..,cat\n', 'l.csv, row 2: .. is not in'),
     ('file,labels\nx/../../y.jpg,cat\n', 'l.csv, row 2: x/../../y.jpg is not in'),
     ('file,labels\n../img2/y.jpg,cat\n', 'l.csv, row 2: ../img2/y.jpg is not'),
-    ('file,labels\na.jpg,cat\nx/../a.jpg,dog\n', 'l.csv, row 3: x/../a.jpg is already in row 2')])
+    ('file,a,b\na.jpg,1,0\nx/../a.jpg,0,1\n', 'l.csv, row 3: x/../a.jpg is already in row 2')])
 def test_lists_that_are_refused(text, says):
     message = refusal(csv, text)
     assert message.startswith(says) and '\n' not in message
@@ -130,7 +130,7 @@ def test_ten_thousand_rows():
 def test_a_second_file_means_the_same_classes():
     for name in 'abcd': Image.new('RGB', (4, 4)).save(f'img/{name}.jpg')
     Path('t.csv').write_text('file,labels\na.jpg,traffic light|cat\nb.jpg,cat\n')
-    Path('v.csv').write_text('file,labels\nc.jpg,traffic light\n')   # alone its space would be taken for a separator
+    Path('v.csv').write_text('file,labels\nc.jpg,traffic light\n')
     train, valid = read_images('t.csv', 'img', 'v.csv')
     assert labels(valid) == [['traffic light']] and valid.classes == train.classes
     Path('t.csv').write_text('file,cat,dog\na.jpg,1,0\nb.jpg,0,1\n')

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from multiprocessing.pool import ThreadPool
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from ..cli import Refused
-from .labels import ImageSet, read_csv, read_folder, a_few, read_table
+from .labels import ImageSet, read_csv, read_folder, a_few
+from .table import names_in, table_of
 
 # %% ../../nbs/32_training.images.ipynb #793c2f6c
 @dataclass
@@ -76,7 +78,7 @@ def _labels_of_images(data):
     "The class indices of each image, a list of lists"
     if data.single: return [[c] for c in data.targets.tolist()]
     labels = [[] for _ in data.files]
-    for i, c in (data.targets == 1).nonzero().tolist(): labels[i].append(c)
+    for i, c in (data.targets >= .5).nonzero().tolist(): labels[i].append(c)
     return labels
 
 # %% ../../nbs/32_training.images.ipynb #51fe691e
@@ -193,7 +195,7 @@ def check_sets(source, train, valid):
 def _check_one_set(source, data, kind):
     "Refuse a set without images or without labels, and file names that can't be written down"
     if not data.files: raise Refused(f'{source}: no {kind} image')
-    if not data.single and not (data.targets == 1).any(): raise Refused(f'{source}: no {kind} image has a label')
+    if not data.single and not (data.targets >= .5).any(): raise Refused(f'{source}: no {kind} image has a label')
     for file, where in zip(data.files, data.where):
         try: str(file).encode()
         except UnicodeEncodeError: raise Refused(f'{where}: {str(file)!r} is not UTF-8; rename it') from None
@@ -216,12 +218,13 @@ def _check_classes_seen(train, valid):
 def _positive(data):
     "Which image has which class, (n, C) bool"
     if data.single: return F.one_hot(data.targets, len(data.classes)) == 1
-    return data.targets == 1
+    return data.targets >= .5
 
 # %% ../../nbs/32_training.images.ipynb #67719c0b
 def _kind_of_valid(valid, header, source):
     "What `valid` stands for: 'share', 'path' or 'column'"
-    may_be = dict(share=_is_number(valid), path=os.path.exists(valid), column=valid in header)
+    is_share = _is_number(valid) and not (valid.isdecimal() and valid in header)     # columns without a header
+    may_be = dict(share=is_share, path=os.path.exists(valid), column=valid in header)
     kinds = [kind for kind in may_be if may_be[kind]]
     if not kinds:
         there = f' ({a_few(header)})' if header else ''
@@ -240,29 +243,39 @@ def _is_number(text):
     except ValueError: return False
     return True
 
+# %% ../../nbs/32_training.images.ipynb #c8adb035
+def _names(names):
+    "A list of names, if they are given as text such as A,B"
+    return names_in(names) if isinstance(names, str) else names
+
 # %% ../../nbs/32_training.images.ipynb #aba84429
 def read_images(
     labels:str|None=None,       # CSV of file names and labels; without it, `images` has a folder per class
     images:str|None=None,       # Folder of the images (default: the current one)
     valid:str|float='0.2',      # Validation: a share, a second CSV or folder, or a column of the CSV
     *,
-    files:str|None=None,        # These four as in `read_csv`: column of file names,
+    files:str|None=None,        # These as in `read_csv`: column of file names,
     label_column:str|None=None, # column of separated labels,
     separator:str|None=None,    # what separates them,
+    label_columns:str|list|None=None,  # columns that are a class each, such as 'cat,dog',
+    ignore_columns:str|list|None=None, # columns that are none,
+    no_header:bool=False,       # whether the first row holds data,
     suffix:str='',              # what file names lack
     seed:int=0,                 # Seed of the split by share
 )->tuple[ImageSet, ImageSet]:   # For training and validation; Refused if anything is wrong
     "Training and validation images with their labels"
     if labels is None and images is None:
         raise Refused('no images: give a CSV of labels, or --images with a folder for each class')
+    columns:dict[str, Any] = dict(files=files, labels=label_column, separator=separator, suffix=suffix,
+        label_columns=_names(label_columns), ignore_columns=_names(ignore_columns), no_header=no_header)
+    table = table_of(labels, no_header) if labels else None      # once: it may be a pipe
     def read(path, **more):
-        if not labels: return read_folder(path, **more), None
-        columns = dict(files=files, labels=label_column, separator=separator, suffix=suffix)
-        return read_csv(path, images or '.', **columns, **more)
+        if table is None: return read_folder(path, **more), None
+        return read_csv(table if path == labels else path, images or '.', **columns, **more)
 
     valid = str(valid)
     source = labels or images or '.'
-    kind = _kind_of_valid(valid, read_table(labels)[0] if labels else [], source)
+    kind = _kind_of_valid(valid, table.header if table else [], source)
     if kind == 'path':
         if os.path.isdir(valid) == bool(labels):
             raise Refused(f"--valid {valid}: must be a {'CSV' if labels else 'folder'}, as {source} is")

@@ -25,7 +25,10 @@ class _OfData:
     valid:str|Path='0.2'  # What to validate on: a share of the images, a column of the CSV, or a second CSV or folder
     files:str|None=None           # Column with the file names (the first)
     label_column:str|None=None    # Column of divided labels (the only other one; else one for each class: 0, 1, empty)
-    separator:str|None=None       # What divides labels (the first of | ; , and space that occurs)
+    separator:str|None=None       # What divides labels (the first of | ; , that occurs; never a space, but if given)
+    label_columns:str|None=None   # Columns that are a class each, such as Edema,Fracture (all that are nothing else)
+    ignore_columns:str|None=None  # Columns that are no class, such as Age,Sex; all others are one
+    no_header:bool=False          # The first row is data; columns are called 1, 2, 3
     suffix:str=''                 # Ending to add to each file name, such as .jpg
     skip_bad:bool=False           # Leave out images that cannot be read
     classes:int|None=None         # Of the digits: 80, a digit in a hue, 2.5% positive; down to 10, the digit alone, 20%
@@ -123,7 +126,7 @@ def check_numbers(options:Options):
         for name in names: check(options, name, fits, needs)
 
 # %% ../../nbs/38_training.options.ipynb #24a9d909
-OF_A_CSV = 'files', 'label_column', 'separator', 'suffix'
+OF_A_CSV = 'files', 'label_column', 'separator', 'label_columns', 'ignore_columns', 'no_header', 'suffix'
 OF_OWN_IMAGES = 'valid', *OF_A_CSV, 'skip_bad', 'pretrained', 'size', 'augment', 'no_flip', 'workers'
 
 def _check_meant(options):

@@ -24,12 +24,13 @@ from ..cli import Refused, Stopped, find_device, fixed, need, stop_requests, ver
 from .digits import digit_collages
 from .figures import Outcome
 from .images import check_sets, read_images, readable
+from .labels import described
 from .model import make_loss, make_model, meaning, picture_config, start_at_prior, use_pretrained
 from .options import Completed, Options, check_numbers, command_again, complete, loss_asked, resumed
 from .page import write_report
 from .folder import (FORMAT, Damaged, RunFolder, check_new_run, fingerprint, hold, keep_previous,
                                  load_tensors, new_run, read_settings, save_tensors, write, write_json)
-from .score import score, score_single
+from .score import decided, score, score_single
 from .trainer import Adapting, Interrupted, Trainer, fit
 
 # %% ../../nbs/39_training.pipeline.ipynb #98497176
@@ -66,7 +67,8 @@ def _check_memory(options, n_images):
 def _read(options):
     "Training and validation data; images only by name yet"
     if options.own:
-        names = 'labels', 'images', 'valid', 'files', 'label_column', 'separator', 'suffix', 'seed'
+        names = ('labels', 'images', 'valid', 'files', 'label_column', 'separator', 'label_columns', 'ignore_columns',
+                 'no_header', 'suffix', 'seed')
         return read_images(**{name: getattr(options, name) for name in names})
     return [digit_collages(split, seed=options.seed, n_classes=options.classes) for split in ('train', 'test')]
 
@@ -361,7 +363,8 @@ def _finish(training):
     _, ap = judge(logits, targets, training.posterior)
     losses = meaning(training.reached(), single, reduction='none')(logits, targets)
     if not single: losses = losses.sum(1)
-    outcome = Outcome(records, ap, classes, logits, targets, training.posterior, losses)
+    shown = targets if single else decided(targets)
+    outcome = Outcome(records, ap, classes, logits, shown, training.posterior, losses)
     diverged = divergence(training)
     write_json(training.run/'result.json', _result(records, classes, ap, bool(diverged)))
     write_report(training.run, training.run.name, _shown_settings(training), outcome, valid.picture, valid.names,
@@ -448,6 +451,8 @@ def _split_csv(names):
 # %% ../../nbs/39_training.pipeline.ipynb #3171afb4
 def _batches_of(train, valid, options, config, say, hide_bar):
     "Of images that were only named yet: what the loop reads, the names of both parts, and the fingerprint of the data"
+    for line in described(train): say(line)
+    _check_known(train, options.loss)           # before hours of reading; and after, since images may be left out
     train, valid = _decodable(train, valid, options, say, hide_bar)
     _check_known(train, options.loss)
     say(f'{len(train.classes)} classes; {len(train.files)} images to train on, {len(valid.files)} to validate')

@@ -21,7 +21,8 @@ from ..loss import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel, Posterio
 from .batches import Batches, transform
 from .folder import load_tensors, read_settings, write
 from .images import readable
-from .labels import ImageSet, column_of, files_of, images_in, read_table
+from .labels import ImageSet, files_of, images_in
+from .table import column_of, read_table
 from .model import make_model, meaning
 
 # %% ../../nbs/40_training.predictor.ipynb #8e5104b4
