@@ -234,7 +234,9 @@ def test_a_full_disk_is_one_line_and_loses_nothing(data, trained):
     argv = [sys.executable, '-c', code, 'labels.csv', '--images', 'img', *quick, '--epochs', '6', '--name', 'full']
     result = subprocess.run(argv, cwd=data, capture_output=True, text=True, timeout=500)
     assert 'checkpoint.safetensors' in line(result)
-    called('train', '--resume', 'runs/full', cwd=data)
+    assert 'this starts it again' in refused('train', '--resume', 'runs/full', cwd=data)    # it had no checkpoint yet
+    options = ['--epochs', 6, '--name', 'full', '--force']
+    called('train', 'labels.csv', '--images', 'img', *quick, *options, cwd=data)
     for name in kept: assert (data/'runs'/'full'/name).read_bytes() == (trained[0]/name).read_bytes()
 
 def test_help_names_every_option():
