@@ -9,15 +9,19 @@ __all__ = ['Refused', 'need', 'check', 'with_options', 'Stopped', 'command', 'fi
 import argparse, inspect, io, os, platform, re, signal, sys, threading, time
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import wraps
 from importlib.util import find_spec
 from inspect import Parameter
 from multiprocessing import parent_process
-from types import UnionType
-from typing import NoReturn, ParamSpec, TypeVar, get_args
+from pathlib import Path
+from textwrap import indent
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Literal, NoReturn, ParamSpec, TypeVar, Union, get_args, get_origin
 
-import torch
 from fastcore.docments import docments
+
+if TYPE_CHECKING: import torch     # it takes a second, which -h and a refused option need not wait for
 
 # %% ../nbs/09a_cli.ipynb #e85b864c
 class Refused(ValueError):
@@ -49,14 +53,39 @@ def with_options(
 )->Callable[[Callable[[Record], Result]], Callable[Given, Result]]: # To decorate a function of such a record
     "Let a function of a record take the record's fields as its arguments"
     def decorate(func):
+        make:Callable[..., Record] = record
         returned = inspect.signature(func).return_annotation
         @wraps(func)
-        def call(*args:Given.args, **kwargs:Given.kwargs): return func(record(*args, **kwargs))
+        def call(*args:Given.args, **kwargs:Given.kwargs):
+            given = signature.bind(*args, **kwargs).arguments
+            with_file = getattr(record, 'with_file', dict)     # of a record whose options may stand in a file as well
+            options = make(**with_file(given))
+            _check_choices(options)
+            return func(options)
         signature = inspect.signature(record).replace(return_annotation=returned)
         call.__dict__.update(__signature__=signature, record=record)
         call.__doc__ = _described(func, signature, _comments_by_group(call))
         return call
     return decorate
+
+# %% ../nbs/09a_cli.ipynb #a951b2c0
+def _kinds(annotation):
+    "The types that an annotation names beside None: of `str|Path|None`, str and Path"
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return [kind for kind in kinds if kind is not NoneType]
+
+def _choices(annotation):
+    "The only values that an annotation allows; none where there are others"
+    kinds = _kinds(annotation)
+    return get_args(kinds[0]) if len(kinds) == 1 and get_origin(kinds[0]) is Literal else ()
+
+def _check_choices(options):
+    "Refuse a value that is none of those that its type names"
+    for field in fields(options):
+        choices = _choices(field.type)
+        if not choices: continue
+        *first, last = [str(choice) for choice in choices]
+        check(options, field.name, choices.__contains__, f"{', '.join(first)} or {last}" if first else last)
 
 # %% ../nbs/09a_cli.ipynb #4d006af3
 def _comments_by_group(func):
@@ -73,13 +102,22 @@ def _comments_by_group(func):
     return groups
 
 def _described(func, signature, groups):
-    "A docstring that describes each parameter where editors look for it"
-    lines = [inspect.getdoc(func), '', 'Parameters', '----------']
+    "A docstring that describes each parameter where editors look for it; examples stay behind them"
+    about, divider, examples = (inspect.getdoc(func) or '').partition('\n\nExamples\n')
+    lines = [about, '', 'Parameters', '----------']
     for comments in groups.values():
         for name, comment in comments.items():
-            kind = inspect.formatannotation(signature.parameters[name].annotation)
-            lines += [f'{name} : {kind}', f'    {comment}']
-    return '\n'.join(lines)
+            lines += [f'{name} : {_in_words(signature.parameters[name])}', f'    {comment}']
+    return '\n'.join(lines) + divider + examples
+
+def _in_words(parameter):
+    "The type of a parameter, and whether it may be left out, as numpy's docstrings say it"
+    def name(kind):
+        if get_origin(kind) is Literal: return '{' + ', '.join(map(repr, get_args(kind))) + '}'
+        return inspect.formatannotation(kind).removeprefix('pathlib.')
+    words = ' or '.join(map(name, _kinds(parameter.annotation)))
+    if parameter.default is Parameter.empty: return words
+    return f'{words}, optional' if parameter.default is None else f'{words}, default {parameter.default!r}'
 
 # %% ../nbs/09a_cli.ipynb #3ac7ceff
 class _Parser(argparse.ArgumentParser):
@@ -89,25 +127,35 @@ class _Parser(argparse.ArgumentParser):
 def _parser(func, prog):
     "A command line from a function whose parameters are documented; all before a `*` are given by place"
     # No package for command lines: the documented parameters say everything already
-    def formatter(prog): return argparse.HelpFormatter(prog, max_help_position=36)
-    about = (func.__doc__ or '').partition('\n\n')[0]
-    parser = _Parser(prog, description=about, allow_abbrev=False, formatter_class=formatter)
+    def formatter(prog): return argparse.RawDescriptionHelpFormatter(prog, max_help_position=36)
+    doc = inspect.getdoc(func) or ''
+    about = doc.partition('\n\n')[0]
+    _, title, examples = doc.partition('\n\nExamples\n--------\n')
+    more = f'examples:\n{indent(examples, "  ")}' if title else None
     parameters = inspect.signature(func).parameters
+    parser = _Parser(prog, _usage(prog, parameters), about, more, allow_abbrev=False, formatter_class=formatter)
     for title, comments in _comments_by_group(func).items():
         group = parser.add_argument_group(title) if title else parser
         for name, comment in comments.items(): _add_option(group, parameters[name], comment)
     return parser
 
-# %% ../nbs/09a_cli.ipynb #5b315c74
-def _first_type(annotation):
-    "What the command line makes of a text: of `str|Path|None`, a str"
-    return get_args(annotation)[0] if isinstance(annotation, UnionType) else annotation
+def _usage(prog, parameters):
+    "The command, and what it is given by place; a list of all options would be no help to anybody"
+    words = [prog]
+    for name, parameter in parameters.items():
+        if parameter.kind is Parameter.KEYWORD_ONLY: continue
+        if _kinds(parameter.annotation)[0] is list: name += ' ...'
+        words.append(name if parameter.default is Parameter.empty else f'[{name}]')
+    return ' '.join([*words, '[options]'])
 
+# %% ../nbs/09a_cli.ipynb #5b315c74
 def _add_option(parser, parameter, comment):
     "Add what a parameter stands for, with its comment as help"
     name = parameter.name
     default = parameter.default
-    kind = _first_type(parameter.annotation)
+    kinds = _kinds(parameter.annotation)
+    kind = kinds[0]
+    choices = _choices(parameter.annotation)
     shown = '' if default in (None, False, '', Parameter.empty) else f' (default: {default})'
     text = (comment + shown).replace('%', '%%')
     if parameter.kind is not Parameter.KEYWORD_ONLY:
@@ -115,8 +163,12 @@ def _add_option(parser, parameter, comment):
         if kind is list: count = '+' if required else '*'
         else: count = None if required else '?'
         parser.add_argument(name, nargs=count, help=text)
-    elif kind is bool: parser.add_argument(f'--{name}', action='store_true', help=text)
-    else: parser.add_argument(f'--{name}', default=default, type=kind, metavar=kind.__name__, help=text)
+    elif kind is bool: parser.add_argument(f'--{name}', action='store_true', default=argparse.SUPPRESS, help=text)
+    else:
+        shown = 'path' if Path in kinds else kind.__name__
+        metavar = '{' + ','.join(map(str, choices)) + '}' if choices else shown
+        value = type(choices[0]) if choices else kind
+        parser.add_argument(f'--{name}', default=argparse.SUPPRESS, type=value, metavar=metavar, help=text)
 
 # %% ../nbs/09a_cli.ipynb #f9f18174
 class Stopped(KeyboardInterrupt):
@@ -230,8 +282,9 @@ def command(
         _stop(prog, str(e) or stopped, 128+getattr(e, 'number', signal.SIGINT))
 
 # %% ../nbs/09a_cli.ipynb #47c66115
-def find_device(name:str)->torch.device:
+def find_device(name:str)->'torch.device':
     "The device, if this machine has it"
+    import torch
     try: torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError) as e: raise Refused(f'--device {name}: {str(e).splitlines()[0]}') from None
     return torch.device(name)
@@ -239,6 +292,7 @@ def find_device(name:str)->torch.device:
 @contextmanager
 def fixed(seed:int, threads:int):
     "Seed and threads for what is done inside; the caller's come back afterwards"
+    import torch
     before = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -248,5 +302,6 @@ def fixed(seed:int, threads:int):
 
 def versions()->dict:
     "What a number may depend on, besides the settings"
+    import torch
     return dict(python=platform.python_version(), torch=torch.__version__, machine=platform.machine(),
                 threads=torch.get_num_threads())

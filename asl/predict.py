@@ -7,12 +7,19 @@ __all__ = ['predict', 'main']
 
 # %% ../nbs/08_predict.ipynb #a5e10028
 from .cli import command, with_options
-from .training.predictor import PredictOptions, run_prediction
+from .training.options import PredictOptions
 
 # %% ../nbs/08_predict.ipynb #529abc39
 @with_options(PredictOptions)
 def predict(options:PredictOptions)->list: # For each image its file and a list of (label, probability)
-    "Labels of images, with the probabilities that a trained model means"
+    """Labels of images, with the probabilities that a trained model means
+
+    Examples
+    --------
+    asl_predict runs/asl-0 photo.jpg
+    asl_predict runs/asl-0 photos --threshold 0.5 --format csv --out labels.csv
+    """
+    from asl.training.predictor import run_prediction     # brings PyTorch, which -h does without
     return run_prediction(options)
 
 # %% ../nbs/08_predict.ipynb #e3edba0a

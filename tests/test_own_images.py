@@ -158,7 +158,8 @@ def test_killed_with_half_written_files(data):
 
 def test_resume_refuses_what_is_not_the_run(data, trained):
     folder, _ = trained
-    assert '--epochs' in refused('train', '--resume', folder, '--epochs', 9, cwd=data)
+    assert '--lr' in refused('train', '--resume', folder, '--lr', .1, cwd=data)
+    assert '--epochs 2' in refused('train', '--resume', folder, '--epochs', 2, cwd=data)
     before = (data/'labels.csv').read_bytes()
     try:
         (data/'labels.csv').write_bytes(before.replace(b'rot', b'blau', 1) if b'rot' in before else b'')
@@ -206,14 +207,14 @@ def test_a_folder_per_class(tmp_path):
     assert len(told) == 30 and all(abs(sum(r['labels'].values())-1) < 1e-4 for r in told)
     assert 'ce, focal' in refused('train', '--images', 'pets', '--loss', 'bce', cwd=tmp_path)
     called('train', '--images', 'pets', *quick, '--epochs', 1, '--loss', 'ce', '--model', 'test_vit', '--size', 32,
-           '--augment', 'rand-m7-mstd0.5', cwd=tmp_path)
+           '--weights', 'random', '--augment', 'rand-m7-mstd0.5', cwd=tmp_path)
 
 def test_a_timm_model_with_pretrained_weights_that_cannot_be_had(data):
+    "An error, with the two ways on; nothing is begun with random weights that nobody asked for"
     offline = os.environ | dict(HF_HUB_OFFLINE='1', HF_HOME=str(data/'none'))
-    out = good(run('train', 'labels.csv', '--images', 'img', '--model', 'test_resnet', '--size', 64, '--pretrained',
-                   '--epochs', 1, '--threads', 1, '--workers', 1, cwd=data, env=offline))
-    assert 'no pretrained weights for test_resnet, starting from random ones' in out
-    assert json.loads((data/'runs'/'asl-0'/'settings.json').read_text(encoding='utf-8'))['weights'] == 'random'
+    options = ['labels.csv', '--images', 'img', '--model', 'test_resnet', '--size', 64, '--name', 'tuned']
+    said = line(run('train', *options, cwd=data, env=offline))
+    assert '--weights random' in said and '--weights PATH' in said and not (data/'runs'/'tuned').exists()
 
 def test_skip_bad_says_how_many(data, trained):
     text = (data/'labels.csv').read_text(encoding='utf-8-sig') + 'none.png,rot\ncut.png,blau\n'

@@ -33,7 +33,11 @@ MAY = {     # who may import whom; what stands further down may import what its 
     'predict': ['cli', 'training.*'],
     'bench': ['cli', 'benchmark.*'],
 }
-LATE = {'ops.gpu'}      # needs Triton, and is imported where a kernel is called
+LATE = {
+    'ops.gpu',              # needs Triton, and is imported where a kernel is called
+    # These need PyTorch, which -h of a command does without
+    'training.pipeline', 'training.predictor', 'benchmark.measure',
+}
 FUNCTIONS = ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda
 PRIVATE = re.compile(r'''\btorch(?:\.\w+)*\._[a-z]\w* | \bfrom\ torch(?:\.\w+)*\._\w+ | \._(?:values|indices)\(\)
     | \b_dynamo\w+''', re.X)

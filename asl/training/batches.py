@@ -70,6 +70,7 @@ def transform(
     train:bool=False,    # Distort at random?
     augment:str='crop',  # 'none', 'crop', or a policy of timm such as 'rand-m7-mstd0.5' on top of crops
     flip:bool=True,      # Mirror half of the crops?
+    reprob:float=0.,     # Probability that a part is erased
 )->Callable:             # From a PIL image to (3, size, size) float32, normalised; Refused for an unknown policy
     "How a picture becomes a tensor"
     from timm.data.transforms_factory import create_transform
@@ -77,8 +78,10 @@ def transform(
         return create_transform((3, config['size'], config['size']), mean=config['mean'], std=config['std'],
             interpolation=config['interpolation'], **more)
 
+    if reprob and augment == 'none': raise Refused('--reprob: erases a part, and --augment none leaves all as it is')
     if not train or augment == 'none': return make(crop_pct=1., crop_mode='squash')
     random_part = dict(is_training=True, scale=(.6, 1.), hflip=.5*flip, color_jitter=None)
+    random_part |= dict(re_prob=reprob, re_mode='pixel')
     if augment == 'crop': made = make(**random_part)
     else: made = _policy(augment, lambda: make(**random_part, auto_augment=augment))
     made.transforms[0] = _Crop(made.transforms[0])

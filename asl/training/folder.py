@@ -11,8 +11,6 @@ import ctypes, hashlib, itertools, json, os, shutil, sys, tempfile, zlib
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from ..cli import Refused
 
 # %% ../../nbs/37_training.folder.ipynb #14b65de0
@@ -88,11 +86,16 @@ class RunFolder:
         self.locks = list(locks)
         self.new = new
 
+    @property
+    def placed(self):
+        "Whether it stands where it will stay"
+        return self.path == self.run
+
     def begin(self):
         "The first step is made: from now on the folder stays, in the place of the run that it replaces"
         if not self.new: return
         self.new = False
-        if self.path == self.run: return
+        if self.placed: return
         _exchange(self.path, self.run)
         shutil.rmtree(self.path, ignore_errors=True)       # what is left of the old run; its name is free
         self.path = self.run
@@ -243,6 +246,7 @@ def load_tensors(path:str|Path)->tuple[dict, dict]:
 # %% ../../nbs/37_training.folder.ipynb #da9e989e
 def _checksum(tensors, text):
     "CRC-32, as in ZIP and PNG, of tensors by name and a text: any flipped bit changes it"
+    import torch
     total = zlib.crc32(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -264,11 +268,12 @@ def _damaged(path, why):
 # %% ../../nbs/37_training.folder.ipynb #614c3d2f
 def _flat(opt):
     "The state of an optimiser as tensors by name, such as '3.exp_avg', and the rest as what JSON can hold"
+    from torch import Tensor
     state = opt.state_dict()
     named = {}
     for i, values in state['state'].items(): named |= {f'{i}.{k}': v for k, v in values.items()}
     for i, group in enumerate(state['param_groups']): named |= {f'group{i}.{k}': v for k, v in group.items()}
-    tensors = {k: v for k, v in named.items() if isinstance(v, torch.Tensor)}
+    tensors = {k: v for k, v in named.items() if isinstance(v, Tensor)}
     return tensors, {k: v for k, v in named.items() if k not in tensors}
 
 def _load_flat(opt, named):
@@ -327,8 +332,9 @@ def fingerprint(
     *parts # Tensors, and lists of str
 )->str: # 16 hexadecimal digits
     "A number that changes when the data does"
+    from torch import Tensor
     digest = hashlib.sha256()
     for part in parts:
-        if isinstance(part, torch.Tensor): digest.update(part.cpu().numpy().tobytes())
+        if isinstance(part, Tensor): digest.update(part.cpu().numpy().tobytes())
         else: digest.update(json.dumps([str(text) for text in part]).encode())
     return digest.hexdigest()[:16]

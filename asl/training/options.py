@@ -6,14 +6,14 @@
 __all__ = []
 
 # %% ../../nbs/38_training.options.ipynb #90be5e7c
-import math, os, shlex
-from dataclasses import KW_ONLY, asdict, dataclass, replace
+import json, math, os
+from dataclasses import KW_ONLY, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from ..cli import Refused, check
 from .folder import read_settings
-from .model import loss_settings
+from .weights import find_weights
 
 # %% ../../nbs/38_training.options.ipynb #185b7c4a
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class _OfData:
     no_header:bool=False          # The first row is data; columns are called 1, 2, 3
     suffix:str=''                 # Ending to add to each file name, such as .jpg
     skip_bad:bool=False           # Leave out images that cannot be read
-    classes:int|None=None         # Of the digits: 80, a digit in a hue, 2.5% positive; down to 10, the digit alone, 20%
+    classes:Literal[80, 40, 20, 10]|None=None  # Of the digits: 80, digits in hues, 2.5% positive; 10, digits, 20%
 
 # %% ../../nbs/38_training.options.ipynb #d7cf73c3
 @dataclass(frozen=True, kw_only=True)
 class _OfLoss:
     "Loss"
-    loss:str='asl'  # Loss: bce, focal, asl or timm_asl (timm's, as a cross-check); ce, not bce, for one label an image
+    loss:Literal['asl', 'timm_asl', 'focal', 'bce', 'ce']='asl'  # Loss; timm_asl: timm's; ce: for one label an image
     gamma_neg:float|None=None     # Focusing on negatives, >= 0 (asl: 4, focal: 2)
     gamma_pos:float|None=None     # Focusing on positives, >= 0 (asl: 1, focal: 2)
     clip:float|None=None          # Probability shift of negatives, 0 <= clip < 1 (asl: 0.05)
@@ -50,20 +50,28 @@ class _OfLoss:
 @dataclass(frozen=True, kw_only=True)
 class _OfNetwork:
     "Network and pictures"
-    model:str|None=None           # Network: conv3, or any timm model (digits: conv3, else resnet18)
-    pretrained:bool=False         # Begin with the weights that timm has, if they can be had
+    model:str|None=None           # Network: conv3, or any timm model (digits: conv3; that of --weights; else resnet18)
+    weights:str|Path|None=None  # pretrained (default for images), random, a file, a run, hf-hub:ID, local-dir:FOLDER
+    pretrained:bool=False         # The same as --weights pretrained
     size:int|None=None            # Side of the images in pixels (as the model comes; conv3: 64)
     augment:str='crop'  # Training images: none, crop (60% of the area at least, mirrored), or a policy of timm on top
     no_flip:bool=False            # Never mirror an image
+    reprob:float=0.               # Probability that a part of a training image is erased
 
 # %% ../../nbs/38_training.options.ipynb #9ed98d77
 @dataclass(frozen=True, kw_only=True)
 class _OfTraining:
     "Training"
-    epochs:int=20                 # Passes over the training images
+    epochs:int|None=None          # Passes over the training images (20); with --resume more than before are allowed
     batch_size:int=64             # Images a step, of all processes together
     accumulate:int=1              # Parts in which a batch is computed, for less memory
-    lr:float|None=None            # Highest learning rate (0.003, pretrained 0.0003)
+    lr:float|None=None            # Highest learning rate (0.003; with weights of another training 0.001)
+    freeze:str|None=None  # head: train the last layer only; a number: so many epochs, then all (3; random weights: 0)
+    layer_decay:float|None=None   # Rate of each layer as a part of that of the layer above, such as 0.75
+    clip_grad:float|None=None     # Largest norm of the gradient
+    mixup:float=0.                # Mix images and labels; alpha of timm's mixup, such as 0.2
+    cutmix:float=0.               # Put a part of one image into another; alpha of timm's CutMix, such as 1
+    patience:int|None=None        # Stop when mAP has not risen for so many epochs
     opt:str='adamw'               # Optimiser of timm
     sched:str='onecycle'          # Schedule: onecycle, or one of timm's
     weight_decay:float=.01        # Weight decay
@@ -74,9 +82,11 @@ class _OfTraining:
 @dataclass(frozen=True, kw_only=True)
 class _OfMachine:
     "Machine"
-    precision:str='fp32'  # fp32; fp16, bf16, mixed with it; fp64, slow: several processes agree with one to many digits
+    precision:Literal['fp32', 'fp16', 'bf16', 'fp64']='fp32'  # fp16, bf16: mixed with fp32; fp64: slow, to many digits
     threads:int|None=None         # Threads of the CPU (digits: 1, else all); the last bits depend on it
     workers:int|None=None         # Processes that load images (up to 4); the numbers do not depend on it
+    channels_last:bool=False      # Memory format of images and weights; faster on GPUs, and for some networks on CPUs
+    compile:bool=False            # Let torch.compile build the network; starts slowly, then runs faster
     device:str|None=None  # Where, such as cuda (digits: cpu, else what there is); only the CPU repeats a run bit by bit
 
 # %% ../../nbs/38_training.options.ipynb #c8961169
@@ -88,6 +98,8 @@ class _OfRun:
     name:str|None=None            # Folder of this run in it (the loss and a number)
     force:bool=False              # Replace a run of this name
     resume:str|Path|None=None     # Go on with this run folder; all else is as it began
+    config:str|Path|None=None     # Options in a JSON file, such as settings.json of a run; those given beside it count
+    log:str|None=None             # Log each epoch as csv, with tensorboard or wandb, or with several of them: csv,wandb
 
 # %% ../../nbs/38_training.options.ipynb #0a9430d7
 @dataclass(frozen=True)
@@ -100,25 +112,61 @@ class Options(_OfRun, _OfMachine, _OfTraining, _OfNetwork, _OfLoss, _OfData):
         "Whether to train on images of one's own, and not on the digits"
         return bool(self.labels or self.images)
 
+    @staticmethod
+    def with_file(given:dict)->dict:
+        "What was given; a file named as `config` says the rest"
+        if given.get('config') is None: return given
+        return options_in(given['config']) | {name: value for name, value in given.items() if value is not None}
+
 # %% ../../nbs/38_training.options.ipynb #7bd8d9b1
 class Completed(Options):
     "Options whose defaults, where they depend on the data, are known"
     model:str
+    weights:str
+    freeze:str
+    epochs:int
     lr:float
     threads:int
     workers:int
 
+# %% ../../nbs/38_training.options.ipynb #ab14182f
+OF_ONE_RUN = 'name', 'force', 'resume', 'config'
+
+def options_in(path:str|Path)->dict:
+    "The options that a JSON file gives, by name"
+    path = Path(path)
+    if path.is_dir(): path = path/'settings.json'
+    try: told = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as e: raise Refused(f'--config {path}: cannot be read ({e})') from None
+    if not isinstance(told, dict): raise Refused(f'--config {path}: needs names and values of options')
+    of_a_run = 'format' in told         # settings.json says more than options
+    names = {field.name: field for field in fields(Options)}
+    for name in told:
+        if name not in names and not of_a_run: raise Refused(f'--config {path}: there is no option {name}')
+    told = {name: value for name, value in told.items() if name in names and name not in OF_ONE_RUN}
+    for name, value in told.items(): _check_type(path, name, value, names[name].type)
+    return told
+
+def _check_type(path, name, value, annotation):
+    "Refuse a value in a file that is of another type than the option"
+    kinds = get_args(annotation) or (annotation,)
+    has_choices = not all(isinstance(kind, type) for kind in kinds)    # checked with those of a command line
+    is_number = float in kinds and type(value) is int
+    if not (has_choices or is_number or type(value) in kinds):
+        raise Refused(f'--config {path}: {name} needs a value of type {kinds[0].__name__}, got {json.dumps(value)}')
+
 # %% ../../nbs/38_training.options.ipynb #f4392c32
 NUMBERS = (      # options, what fits, and what that is in words
-    (('gamma_neg', 'gamma_pos', 'weight_decay', 'checkpoint'), lambda v: 0 <= v < math.inf, 'a number of 0 or more'),
-    (('clip', 'ema', 'eps'), lambda v: 0 <= v < 1, 'a number from 0 to below 1'),
-    (('lr',), lambda v: 0 < v < math.inf, 'a number above 0'),
-    (('epochs', 'threads', 'accumulate', 'size'), lambda v: v >= 1, '1 or more'),
+    (('gamma_neg', 'gamma_pos', 'weight_decay', 'checkpoint', 'mixup', 'cutmix'),
+     lambda v: 0 <= v < math.inf, 'a number of 0 or more'),
+    (('clip', 'ema', 'eps', 'reprob'), lambda v: 0 <= v < 1, 'a number from 0 to below 1'),
+    (('lr', 'clip_grad'), lambda v: 0 < v < math.inf, 'a number above 0'),
+    (('layer_decay',), lambda v: 0 < v <= 1, 'a number above 0, at most 1'),
+    (('freeze',), lambda v: v == 'head' or v.isdecimal(), 'head or a number of epochs'),
+    (('epochs', 'threads', 'accumulate', 'size', 'patience'), lambda v: v >= 1, '1 or more'),
     (('batch_size',), lambda v: v >= 2, '2 or more'),
     (('workers',), lambda v: v >= 0, '0 or more'),
-    (('seed',), lambda v: 0 <= v < 2**62, 'a number from 0 to below 2**62'),
-    (('classes',), lambda v: v in (10, 20, 40, 80), '80, 40, 20 or 10'),
-    (('precision',), lambda v: v in ('fp32', 'fp64', 'fp16', 'bf16'), 'fp32, fp64, fp16 or bf16'))
+    (('seed',), lambda v: 0 <= v < 2**62, 'a number from 0 to below 2**62'))
 
 def check_numbers(options:Options):
     "Refuse numbers that cannot work"
@@ -127,11 +175,13 @@ def check_numbers(options:Options):
 
 # %% ../../nbs/38_training.options.ipynb #24a9d909
 OF_A_CSV = 'files', 'label_column', 'separator', 'label_columns', 'ignore_columns', 'no_header', 'suffix'
-OF_OWN_IMAGES = 'valid', *OF_A_CSV, 'skip_bad', 'pretrained', 'size', 'augment', 'no_flip', 'workers'
+OF_OWN_IMAGES = 'valid', *OF_A_CSV, 'skip_bad', 'pretrained', 'weights', 'size', 'augment', 'no_flip', 'workers', \
+    'reprob'
 
 def _check_meant(options):
     "Refuse an option that would do nothing with these data"
-    def given(name): return getattr(options, name) != getattr(Options, name)
+    as_it_is = _digits_defaults()     # a file may say that, too
+    def given(name): return getattr(options, name) not in (getattr(Options, name), as_it_is.get(name))
     for name in OF_OWN_IMAGES:
         if given(name) and not options.own:
             raise Refused(f'--{name}: for images of your own; give a CSV or --images as well')
@@ -140,16 +190,22 @@ def _check_meant(options):
     if options.own and options.classes is not None: raise Refused('--classes: the classes are those of your images')
 
 # %% ../../nbs/38_training.options.ipynb #b6de8ca4
+FREEZE = 3      # epochs of the head alone; what was tried is told on the page of `asl_train`
+
 def _digits_defaults():
     "For the digits: small, and to the last bit the same everywhere"
-    return dict(model='conv3', lr=3e-3, threads=1, workers=0, device='cpu', classes=80)
+    return dict(model='conv3', weights='random', freeze='0', epochs=20, lr=3e-3, threads=1, workers=0, device='cpu',
+                classes=80)
 
-def _images_defaults(pretrained):
+def _images_defaults(options):
     "For images of one's own: the network is larger, and the machine is there to be used"
+    weights = options.weights or ('random' if options.model == 'conv3' else 'pretrained')
+    found = find_weights(weights, options.model)
     cores = os.cpu_count() or 1
     processes = int(os.environ.get('WORLD_SIZE', 1))
-    lr = 3e-4 if pretrained else 3e-3
-    return dict(model='resnet18', lr=lr, threads=max(1, cores//processes), workers=min(4, cores))
+    tuned = dict(freeze='0', lr=3e-3) if found.kind == 'random' else dict(freeze=str(FREEZE), lr=1e-3)
+    machine = dict(threads=max(1, cores//processes), workers=min(4, cores))
+    return dict(model=found.model, weights=weights, epochs=20) | machine | tuned
 
 # %% ../../nbs/38_training.options.ipynb #0468c123
 def complete(
@@ -159,63 +215,85 @@ def complete(
     paths:dict[str, Any] = {name: str(v) for name, v in asdict(options).items() if isinstance(v, Path)}
     options = replace(options, **paths)
     _check_meant(options)
-    defaults = _images_defaults(options.pretrained) if options.own else _digits_defaults()
+    options = _as_weights(options)
+    defaults = _images_defaults(options) if options.own else _digits_defaults()
     values:dict[str, Any] = asdict(options)
     for name, default in defaults.items():
         if values[name] is None: values[name] = default
     return Completed(**values)
 
-# %% ../../nbs/38_training.options.ipynb #2ad85dda
-def loss_asked(
-    options:Options,
-    single:bool, # One label an image
-)->dict: # As `loss_settings` gives them
-    "The settings of the loss that the options ask for"
-    kind = 'one label' if single else 'several labels'
-    for name in ('clip', 'disable_torch_grad_focal_loss', 'adaptive', 'no_prior') if single else ('eps',):
-        if getattr(options, name) not in (None, False):
-            raise Refused(f'--{name}: with {kind} an image there is no such setting')
-    given = dict(gamma_neg=options.gamma_neg, gamma_pos=options.gamma_pos)
-    given |= dict(eps=options.eps) if single else dict(clip=options.clip)
-    given |= dict(disable_torch_grad_focal_loss=options.disable_torch_grad_focal_loss or None)
-    settings = loss_settings(options.loss, single, **given)
-    if options.adaptive and options.loss != 'asl':
-        raise Refused(f'--adaptive: moves the gamma_neg of asl, not of {options.loss}')
-    return settings
+# %% ../../nbs/38_training.options.ipynb #e64dced9
+def _as_weights(options):
+    "The options, with `--pretrained` and a model that names weights said by `--weights`"
+    weights = options.weights
+    if options.pretrained:
+        if weights not in (None, 'pretrained'):
+            raise Refused(f'--pretrained: is --weights pretrained, but --weights {weights} is given as well')
+        weights = 'pretrained'
+    named = (options.model or '').startswith(('hf-hub:', 'local-dir:'))
+    if named and weights in (None, 'pretrained', options.model):
+        return replace(options, weights=options.model, model=None)
+    return replace(options, weights=weights)
 
 # %% ../../nbs/38_training.options.ipynb #ebb007d8
 MACHINE = 'device', 'threads', 'workers'
+LONGER = 'epochs', 'patience'
 
 def resumed(
     options:Options, # As given, with `resume`
 )->Completed:        # As the run began
-    "The options of the run to go on with; those of the machine may be given anew"
+    "The options of the run to go on with; those of the machine may be given anew, and it may become longer"
     assert options.resume
     try: kept = read_settings(options.resume)
     except Refused as e: raise Refused(f'--resume {e}') from None
     given = asdict(options)
     defaults = asdict(Options())
     for name, value in given.items():
-        if value != defaults[name] and name not in ('resume', *MACHINE):
-            raise Refused(f'--{name}: with --resume all but --device, --threads and --workers is as the run began')
+        if value != defaults[name] and name not in ('resume', *MACHINE, *LONGER):
+            may_change = 'all but --device, --threads, --workers, --epochs and --patience'
+            raise Refused(f'--{name}: with --resume {may_change} is as the run began')
     values:dict[str, Any] = {name: kept.get(name, default) for name, default in defaults.items()}
-    values['resume'] = options.resume
-    for name in MACHINE:
+    values |= dict(resume=options.resume, config=None)
+    if given['epochs'] is not None and given['epochs'] < kept['epochs']:
+        raise Refused(f"--epochs {given['epochs']}: the run to go on with has {kept['epochs']}, and can have more")
+    for name in (*MACHINE, *LONGER):
         if given[name] is not None: values[name] = given[name]
     return Completed(**values)
 
-# %% ../../nbs/38_training.options.ipynb #c3ef7bcf
-def command_again(
-    kept:dict,    # As `read_settings` gives them
-    run:str|Path, # The run folder
-)->str:           # A command line
-    "The command that begins a run anew, in the place of the old one"
-    defaults = complete(Options(labels=kept['labels'], images=kept['images']))
-    usual = asdict(defaults) | loss_settings(kept['loss'], kept['single'])
-    place = dict(out=str(Path(run).absolute().parent), name=Path(run).absolute().name, force=True)
-    words = ['asl_train', kept['labels']] if kept['labels'] else ['asl_train']
-    for name, value in (kept | place).items():
-        if name not in usual or name in ('labels', 'resume'): continue
-        if value == usual[name] and name != 'images' or value is None: continue
-        words += [f'--{name}'] if value is True else [f'--{name}', str(value)]
-    return shlex.join(words)
+# %% ../../nbs/38_training.options.ipynb #388297c2
+@dataclass(frozen=True)
+class _OfNewImages:
+    "Images"
+    run:str|Path                      # Run folder of asl_train
+    paths:list|str|Path|None=None     # Images, folders of images, or CSVs with a column of file names
+    _:KW_ONLY
+    images:str|Path='.'               # Folder that the names in a CSV start from
+    files:str|None=None               # Column of a CSV with the file names (the first)
+    suffix:str=''                     # Ending to add to each name in a CSV
+    skip_bad:bool=False               # Leave out images that cannot be read
+
+@dataclass(frozen=True, kw_only=True)
+class _OfAnswer:
+    "Labels"
+    top:int|None=None                 # Labels to show of each image at most (5; with --threshold all)
+    threshold:float|None=None         # Show labels from this probability on, 0 to 1
+    format:Literal['table', 'json', 'csv']='table'  # How they are written
+    out:str|Path|None=None            # Write to this file, not to the terminal
+
+@dataclass(frozen=True, kw_only=True)
+class _OfDeployment:
+    "Model"
+    last:bool=False                   # The last epoch's model, not the best one
+    onnx:str|Path|None=None           # Write network and posterior to this ONNX file as well
+    force:bool=False                  # Overwrite `out` and `onnx`
+
+@dataclass(frozen=True, kw_only=True)
+class _OfComputation:
+    "Machine"
+    batch_size:int=64                 # Images at once
+    workers:int=0                     # Processes that load images
+    device:str='cpu'                  # Where to compute, such as cuda
+
+@dataclass(frozen=True)
+class PredictOptions(_OfComputation, _OfDeployment, _OfAnswer, _OfNewImages):
+    "What `asl_predict` can be asked for"

@@ -6,7 +6,7 @@
 __all__ = ['run_training']
 
 # %% ../../nbs/39_training.pipeline.ipynb #a51fbb5f
-import csv, json, math, os, shutil, signal, sys, time
+import csv, json, math, os, shlex, shutil, signal, sys, time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,13 +25,15 @@ from .digits import digit_collages
 from .figures import Outcome
 from .images import check_sets, read_images, readable
 from .labels import described
-from .model import make_loss, make_model, meaning, picture_config, start_at_prior, use_pretrained
-from .options import Completed, Options, check_numbers, command_again, complete, loss_asked, resumed
-from .page import write_report
+from .model import (begin, head_names, loss_asked, make_loss, make_model, meaning, picture_config,
+    start_at_prior, told)
+from .options import LONGER, Completed, Options, check_numbers, complete, resumed
+from .page import to_picture, write_report
 from .folder import (FORMAT, Damaged, RunFolder, check_new_run, fingerprint, hold, keep_previous,
                                  load_tensors, new_run, read_settings, save_tensors, write, write_json)
 from .score import decided, score, score_single
-from .trainer import Adapting, Interrupted, Trainer, fit
+from .trainer import Adapting, Interrupted, Mixed, Trainer, first_batch, fit
+from .weights import find_weights
 
 # %% ../../nbs/39_training.pipeline.ipynb #98497176
 def _check_at_once(options, accelerator):
@@ -86,7 +88,7 @@ def _decodable(train, valid, options, say, hide_bar):
 # %% ../../nbs/39_training.pipeline.ipynb #7cf0acb2
 def _batches(train, valid, options, config):
     "What the loop reads: images as the network wants them"
-    augmented = transform(config, True, options.augment, not options.no_flip)
+    augmented = transform(config, True, options.augment, not options.no_flip, options.reprob)
     return (Batches(train, augmented, options.seed, options.workers),
             Batches(valid, transform(config), options.seed, options.workers))
 
@@ -106,6 +108,7 @@ def _accelerator(options):
     "Accelerate's view of this machine"
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedDataParallelKwargs
     if options.device:
         device = find_device(options.device)
         if device.type == 'cuda' and device.index: torch.cuda.set_device(device)
@@ -114,7 +117,9 @@ def _accelerator(options):
     if not torch.distributed.is_initialized():              # of a run before, in a notebook
         AcceleratorState._reset_state(reset_partial_state=True)
     mixed = options.precision if options.precision in ('fp16', 'bf16') else 'no'
-    try: return Accelerator(cpu=cpu, mixed_precision=mixed)
+    handlers:list[Any] = []         # layers that do not learn have no gradients to exchange
+    if options.freeze != '0': handlers.append(DistributedDataParallelKwargs(find_unused_parameters=True))
+    try: return Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=handlers)
     except ValueError as e: raise Refused(f'--precision {options.precision}: {e}') from None
 
 # %% ../../nbs/39_training.pipeline.ipynb #b27b1aac
@@ -134,39 +139,65 @@ def _in_main_process(accelerator, function, *args):
 DIGITS_SIZE = 16
 DIGITS_CONFIG = dict(size=DIGITS_SIZE, mean=[0.]*3, std=[1.]*3, interpolation='bilinear')     # as they are, in [0, 1]
 
-def _network(options, n_classes, say):
-    "The network, which weights it begins with, and how it wants its pictures"
+def _network(options, classes, say)->tuple[Any, dict[str, Any], dict]:
+    "The network, what prediction has to know of it, and how it wants its pictures"
     torch.manual_seed(options.seed)
-    size = options.size if options.own else DIGITS_SIZE
-    net = make_model(options.model, n_classes, size)
-    weights = 'random'
-    if options.pretrained:
-        why_not = use_pretrained(net, options.model, n_classes, size)
-        if why_not: say(f'no pretrained weights for {options.model}, starting from random ones: {why_not}')
-        else: weights = 'pretrained'
-    return net, weights, picture_config(net, size) if options.own else DIGITS_CONFIG
+    if options.resume: return _network_of_run(options, classes)
+    if not options.own: return _network_of_digits(options.model, len(classes))
+    weights = find_weights(options.weights, options.model)
+    before = weights.picture or {}
+    size = options.size or before.get('size')
+    net, start = begin(weights, classes, size)
+    say(told(start))
+    config = picture_config(net, size) | before | (dict(size=size) if size else {})
+    return net, dict(model=weights.model, model_args=weights.more, started_from=start), config
+
+def _network_of_digits(model, n_classes):
+    "The same for the digits, small and random"
+    about:dict[str, Any] = dict(model=model, model_args={}, started_from=dict(kind='random', source=model))
+    return make_model(model, n_classes, DIGITS_SIZE), about, DIGITS_CONFIG
+
+def _network_of_run(options, classes):
+    "The same for a run to go on with: its weights are in its checkpoint, wherever they came from"
+    kept = read_settings(options.resume)
+    more = kept.get('model_args', {})
+    start = kept.get('started_from', dict(kind='random', source=options.model))
+    about:dict[str, Any] = dict(model=options.model, model_args=more, started_from=start)
+    return make_model(options.model, len(classes), kept['config']['size'], **more), about, kept['config']
 
 # %% ../../nbs/39_training.pipeline.ipynb #7bb06616
 def _steps(n_images, options, processes):
-    "How many steps there will be; of a last batch that is too small for batch norm, or for the processes, none is made"
+    "How many steps an epoch has; of a last batch that is too small for batch norm, or for the processes, none is made"
     full, rest = divmod(n_images, options.batch_size)
-    steps = options.epochs*(full + (rest >= max(2, processes)))
+    steps = full + (rest >= max(2, processes))
     if not steps: raise Refused(f'{n_images} images are too few for {processes} processes')
     return steps
 
 # %% ../../nbs/39_training.pipeline.ipynb #fea853c1
-def _trainer(net, train, options, settings, accelerator):
+HEAD_LR = 10     # times --lr, while the head learns alone: no other layer can be spoiled then
+
+def _trainer(net, train, options, settings, accelerator, has_head):
     "Network, loss, optimiser and schedule, on their device"
     single = train.targets.ndim == 1
-    if not (options.no_prior or single): start_at_prior(net, train.targets, settings)
+    if not (options.no_prior or single or has_head): start_at_prior(net, train.targets, settings)
     loss_fn:Any = make_loss(options.loss, single, **settings)
     if options.adaptive: loss_fn = Adapting(loss_fn)
-    steps = _steps(len(train.targets), options, accelerator.num_processes)
+    an_epoch = _steps(len(train.targets), options, accelerator.num_processes)
+    steps = options.epochs*an_epoch
     ema = options.ema
     if ema is None: ema = max(0, min(.99, 1 - 9/steps))       # a short run must not end in the average of its start
     if options.precision == 'fp64': net.double()
     return Trainer(net.to(accelerator.device), loss_fn.to(accelerator.device), steps, options.lr, options.weight_decay,
-        ema, opt=options.opt, sched=options.sched, accumulate=options.accumulate, accelerator=accelerator)
+        ema, opt=options.opt, sched=options.sched, accumulate=options.accumulate, accelerator=accelerator,
+        **_aids(net, an_epoch, len(train.classes), options))
+
+def _aids(net, an_epoch, n_classes, options)->dict[str, Any]:
+    "What helps to fine-tune, as the trainer takes it"
+    epochs = options.epochs if options.freeze == 'head' else min(int(options.freeze), options.epochs)
+    mix = Mixed(n_classes, options.mixup, options.cutmix) if options.mixup or options.cutmix else None
+    return dict(head=tuple(head_names(net)), frozen=epochs*an_epoch, head_lr=HEAD_LR*options.lr, mix=mix,
+        layer_decay=options.layer_decay, clip_grad=options.clip_grad, channels_last=options.channels_last,
+        compiled=options.compile)
 
 # %% ../../nbs/39_training.pipeline.ipynb #ab595c08
 CHECKPOINT = 'checkpoint.safetensors'
@@ -176,7 +207,7 @@ class Training:
     "A training and its run folder"
     folder:RunFolder    # Its folder, held
     options:Completed
-    metadata:dict       # What is saved with weights: asl, model, classes, single, config, loss, settings, weights, data
+    metadata:dict       # What is saved with weights: what they are, what they mean, and what they began with
     trainer:Trainer
     train:Any           # Has `targets` and `batches(order, epoch)`
     valid:Any           # The like, and `picture(i)` and `names`
@@ -219,6 +250,7 @@ def _save_epoch(training):
     if best_epoch(records) == len(records): save_tensors(run/'best.safetensors', weights, metadata)
     save_tensors(run/'last.safetensors', weights, metadata)
     write(run/'metrics.jsonl', ''.join(json.dumps(r)+'\n' for r in records))
+    if 'csv' in _logs(training.options): write(run/'metrics.csv', _records_as_csv(records))
     training.save_checkpoint()
 
 # %% ../../nbs/39_training.pipeline.ipynb #816b075a
@@ -241,10 +273,12 @@ def _percent(value):
     "A score in words"
     return 'none' if value is None else f'{value:.1f}'
 
-def _epoch_line(record):
-    "An epoch in a few words"
-    losses = f"loss {record['train_loss']:.3f}, test {record['test_loss']:.3f}"
-    return f"{losses}, mAP {_percent(record['mAP'])}"
+def _epoch_line(record, epochs, lr, pace, best):
+    "An epoch in a few words; pace in images a second, None where no step was made"
+    words = [f"epoch {record['epoch']:>3}/{epochs}  loss {record['train_loss']:.3f}"]
+    words += [f"test {record['test_loss']:.3f}", f"mAP {_percent(record['mAP'])}", f'lr {lr:.2g}']
+    if pace: words.append(f'{pace:.{0 if pace >= 10 else 1}f} images/s')
+    return ', '.join([*words, 'best'] if best else words)
 
 def _so_far(training):
     "The epoch so far, in fewer"
@@ -262,7 +296,27 @@ def _progress_bar(training):
     return tqdm(total=training.trainer.steps, initial=training.trainer.done, unit='step', file=sys.stdout, disable=hide,
                 ncols=columns-1, nrows=lines)
 
-def _after_step(training, bar):
+class _Pace:
+    "How fast an epoch is learned, judging left out"
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.begin()
+
+    def begin(self):
+        "An epoch begins, or goes on where a run was stopped"
+        self.before = self.trainer.seen
+        self.images = 0
+        self.started = self.now = time.perf_counter()
+
+    def step(self):
+        "A step was made"
+        self.images = self.trainer.seen - self.before
+        self.now = time.perf_counter()
+
+    @property
+    def images_per_second(self): return self.images/(self.now-self.started) if self.images else None
+
+def _after_step(training, bar, pace):
     "What is called after every step: it moves the bar, seeds the next step, and now and then writes a checkpoint"
     saved = time.time()
     terminal = sys.stdout.isatty()
@@ -270,6 +324,7 @@ def _after_step(training, bar):
         nonlocal saved
         bar.update()
         training.folder.begin()
+        pace.step()
         _seed_step(training)
         if terminal and training.trainer.done % 10 == 0: bar.set_postfix_str(_so_far(training), refresh=False)
         if training.main and time.time()-saved >= 60*training.options.checkpoint:
@@ -277,30 +332,92 @@ def _after_step(training, bar):
             saved = time.time()
     return tick
 
+# %% ../../nbs/39_training.pipeline.ipynb #112f1d4e
+def _say_epoch(training, bar, pace):
+    "Say how the last epoch went, above the bar where there is one"
+    records = training.records
+    lr = max(group['lr'] for group in training.trainer.opt.param_groups)
+    best = best_epoch(records) == len(records)
+    line = _epoch_line(records[-1], training.options.epochs, lr, pace.images_per_second, best)
+    bar.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
 # %% ../../nbs/39_training.pipeline.ipynb #d54051a8
 def _fit(training):
     "Train what is left; a signal ends it between two steps, with all of them saved"
     trainer = training.trainer
+    if _waited(training): return
     _seed_step(training)
     with stop_requests() as request:
         trainer.asked = lambda: bool(request)
         try:
-            with _progress_bar(training) as bar: _epochs(training, _after_step(training, bar))
+            with _progress_bar(training) as bar: _epochs(training, bar)
         except Interrupted: _save_and_stop(training, request.number or signal.SIGTERM)
         finally: trainer.asked = lambda: False
 
-def _epochs(training, tick):
+def _epochs(training, bar):
     "Keep and show every epoch"
     options = training.options
+    pace = _Pace(training.trainer)
+    tick = _after_step(training, bar, pace)
+    log = _log_to(training) if training.folder.placed else None
     epochs = fit(training.trainer, training.train, training.valid, options.epochs, options.batch_size,
                  options.seed, tick, training.posterior)
     for record, _ in epochs:
+        if log is None: log = _log_to(training)     # what replaces another run has its place now
         if options.adaptive: record |= training.trainer.loss_fn.record()
         training.records.append(_without_nan(record))
-        if not training.main: continue
-        _save_epoch(training)
-        if not sys.stdout.isatty():
-            print(f"epoch {record['epoch']:>3}/{options.epochs}", _epoch_line(training.records[-1]), flush=True)
+        if training.main:
+            _save_epoch(training)
+            _say_epoch(training, bar, pace)
+        for tracker in log: tracker.log(_numbers(training.records[-1]), step=record['epoch'])
+        if _waited(training): break
+        pace.begin()
+    for tracker in log or (): tracker.finish()
+
+# %% ../../nbs/39_training.pipeline.ipynb #03b789e9
+def _waited(training):
+    "Whether mAP has not risen for as many epochs as it had time to"
+    patience = training.options.patience
+    records = training.records
+    return bool(patience and records) and len(records)-best_epoch(records) >= patience
+
+# %% ../../nbs/39_training.pipeline.ipynb #e3c0f377
+TRACKERS = 'csv', 'tensorboard', 'wandb'
+
+def _check_log(options):
+    "Refuse a log that cannot be written"
+    for name in _logs(options):
+        if name not in TRACKERS: raise Refused(f"--log {name}: needs {', '.join(TRACKERS)}, or several with commas")
+        if name != 'csv': need(name, extra='log')
+
+def _logs(options): return options.log.split(',') if options.log else []
+
+def _log_to(training)->list:
+    "Accelerate's trackers that were asked for"
+    from accelerate import tracking
+    settings = {k: v if isinstance(v, int | float) else str(v) for k, v in _shown_settings(training).items()}
+    made:list[Any] = []
+    if not training.main: return made
+    if 'tensorboard' in _logs(training.options):
+        made.append(tracking.TensorBoardTracker(training.run.name, logging_dir=training.run.parent))
+    if 'wandb' in _logs(training.options): made.append(tracking.WandBTracker(training.folder.run.name))
+    for tracker in made:
+        tracker.start()
+        tracker.store_init_configuration(settings)
+    return made
+
+def _numbers(record):
+    "What of a record is a number"
+    return {name: value for name, value in record.items() if value is not None}
+
+def _records_as_csv(records):
+    "A row for each epoch"
+    out = StringIO()
+    writer = csv.DictWriter(out, list(records[0]), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(records)
+    return out.getvalue()
 
 # %% ../../nbs/39_training.pipeline.ipynb #c81b4068
 def _save_and_stop(training, number):
@@ -342,11 +459,11 @@ def loss_of_prior(
 def divergence(training:Training)->str: # Empty if there is nothing to say
     "Whether a run has diverged by its last epoch, in words"
     last = training.records[-1]['train_loss']
-    first = training.trainer.first
+    first = training.trainer.first_loss
     if last <= DIVERGED*first: return ''
     nothing = loss_of_prior(training.train.targets, len(training.metadata['classes']), training.reached())
     if last <= DIVERGED*nothing: return ''
-    return (f'diverged: the loss ended at {last:.3g}; the first step had {first:.3g}, and the share of each class '
+    return (f'the loss ended at {last:.3g}; the first step had {first:.3g}, and the share of each class '
             f'alone gives {nothing:.3g}: try a lower --lr, it was {training.options.lr:g}')
 
 # %% ../../nbs/39_training.pipeline.ipynb #12607605
@@ -366,9 +483,10 @@ def _finish(training):
     shown = targets if single else decided(targets)
     outcome = Outcome(records, ap, classes, logits, shown, training.posterior, losses)
     diverged = divergence(training)
-    write_json(training.run/'result.json', _result(records, classes, ap, bool(diverged)))
+    result = _result(records, classes, ap, diverged)
+    write_json(training.run/'result.json', result)
     write_report(training.run, training.run.name, _shown_settings(training), outcome, valid.picture, valid.names,
-                 diverged)
+        _notes(training, result), _first_pictures(training))
     keep_previous(training.run/CHECKPOINT).unlink(missing_ok=True)      # the run has ended
 
 # %% ../../nbs/39_training.pipeline.ipynb #3941bff0
@@ -377,14 +495,30 @@ def _result(records, classes, ap, diverged):
     best = records[best_epoch(records)-1]
     result = {k: v for k, v in records[-1].items() if k not in ('epoch', 'train_loss', 'test_loss')}
     result['best'] = {k: best[k] for k in ('epoch', 'mAP')}
-    result['diverged'] = diverged
+    result['diverged'] = diverged or False
     result['AP'] = {c: None if a.isnan() else 100*a.item() for c, a in zip(classes, ap)}
     return result
+
+def _notes(training, result):
+    "What a reader has to know beside the scores: the weights it began with, and what result.json says in words"
+    said = {name: value for name, value in result.items() if value is True or isinstance(value, str)}
+    return dict(weights=told(training.metadata['started_from']).removeprefix('weights: ')) | said
 
 def _shown_settings(training):
     "What the report lists: the options that were given or completed, and the settings of the loss"
     given = {k: v for k, v in asdict(training.options).items() if v not in (None, '', False)}
     return given | training.metadata['settings']
+
+# %% ../../nbs/39_training.pipeline.ipynb #13aefb7d
+def _first_pictures(training):
+    "Pictures of the first step with their targets, in colours again; none where one cannot be read any more"
+    options = training.options
+    try: images, targets = first_batch(training.train, options.batch_size, options.seed, training.trainer.world)
+    except Refused: return []
+    config = training.metadata['config']
+    mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ('mean', 'std'))
+    shown = (255*(images.cpu()*std + mean)).round().clamp(0, 255).byte()
+    return list(zip(map(to_picture, shown), targets.cpu()))
 
 # %% ../../nbs/39_training.pipeline.ipynb #5bdd5cc0
 SCORES = dict(accuracy='accuracy', top5='one of 5', mAP='mAP (macro)', OF1='OF1 at 0.5', best_OF1='best OF1',
@@ -410,7 +544,8 @@ def _run_folder(options, settings, metadata, names)->RunFolder:
     "The run folder, new or to go on with; this process holds it"
     if options.resume:
         run = Path(options.resume)
-        if read_settings(run).get('data') == metadata['data']: return hold(run)
+        kept = read_settings(run)
+        if kept.get('data') == metadata['data']: return _held_again(run, options, kept)
         raise Refused(f'--resume {run}: images or labels have changed since it began')
     folder = new_run(options.out, options.loss, options.name, options.force)
     try:
@@ -420,6 +555,13 @@ def _run_folder(options, settings, metadata, names)->RunFolder:
     except OSError:
         folder.close()         # half a folder would only block the name
         raise
+    return folder
+
+def _held_again(run, options, kept)->RunFolder:
+    "The folder of a run that goes on, and perhaps becomes longer"
+    folder = hold(run)
+    longer = {name: getattr(options, name) for name in LONGER}
+    if not longer.items() <= kept.items(): write_json(run/'settings.json', kept | longer)
     return folder
 
 def _held_by_main(accelerator, *args)->RunFolder:
@@ -434,11 +576,11 @@ def _held_by_main(accelerator, *args)->RunFolder:
 # %% ../../nbs/39_training.pipeline.ipynb #f7771ee7
 def _kept_settings(options, settings, metadata):
     "What settings.json holds; paths are absolute, so that the run can be resumed from anywhere"
-    paths = {k: getattr(options, k) for k in ('labels', 'images', 'valid')}
+    paths = {k: getattr(options, k) for k in ('labels', 'images', 'valid', 'weights')}
     paths = {k: os.path.abspath(path) for k, path in paths.items() if path and os.path.exists(path)}
     if options.labels: paths['images'] = os.path.abspath(options.images or '.')
     facts = dict(n_classes=len(metadata['classes']), versions=versions())
-    facts |= {k: metadata[k] for k in ('asl', 'single', 'config', 'weights', 'data')}
+    facts |= {k: metadata[k] for k in ('asl', 'single', 'config', 'model', 'model_args', 'started_from', 'data')}
     return asdict(options) | paths | settings | facts | dict(format=FORMAT)
 
 def _split_csv(names):
@@ -466,7 +608,7 @@ def _prepare(options, settings, accelerator, say)->Training:
     _check_at_once(options, accelerator)
     train, valid = _read(options)
     _check_memory(options, len(train.targets))
-    net, weights, config = _network(options, len(train.classes), say)
+    net, about, config = _network(options, train.classes, say)
     if options.own:
         hide_bar = not (sys.stdout.isatty() and accelerator.is_main_process)
         train, valid, names, data = _batches_of(train, valid, options, config, say, hide_bar)
@@ -474,9 +616,11 @@ def _prepare(options, settings, accelerator, say)->Training:
         names = None
         data = fingerprint(train.classes, train.targets, valid.targets)
     single = train.targets.ndim == 1
-    metadata = dict(asl=__version__, model=options.model, classes=train.classes, single=single, config=config,
-                    loss=options.loss, settings=settings, weights=weights, data=data)
-    trainer = _trainer(net, train, options, settings, accelerator)
+    metadata:dict[str, Any] = dict(asl=__version__, classes=train.classes, single=single, config=config,
+                    loss=options.loss, settings=settings, data=data, **about)
+    start = about['started_from']
+    has_head = start['kind'] == 'run' and not start['left_out']
+    trainer = _trainer(net, train, options, settings, accelerator, has_head)
     loss:Any = trainer.loss_fn if options.adaptive else meaning(settings, single)
     folder = _held_by_main(accelerator, options, settings, metadata, names)
     return Training(folder, options, metadata, trainer, train, valid, loss.posterior, [])
@@ -499,7 +643,9 @@ def _cure(path):
     except Refused: pass
     else: return f'rename {previous} to {path.name}, and --resume goes on from step {done}'
     if (run/'result.json').exists(): return 'the run has ended, there is nothing to go on with'
-    return f'this starts it again: {command_again(read_settings(run), run)}'
+    again = dict(config=run, out=run.absolute().parent, name=run.absolute().name)
+    options = [word for name, value in again.items() for word in (f'--{name}', str(value))]
+    return f'this starts it again: {shlex.join(["asl_train", *options, "--force"])}'
 
 # %% ../../nbs/39_training.pipeline.ipynb #3ae8a64d
 def _carry_out(training):
@@ -538,6 +684,7 @@ def run_training(
     started = time.time()
     options = resumed(options) if options.resume else complete(options)
     check_numbers(options)
+    _check_log(options)
     need('timm', 'accelerate', 'torchmetrics', 'sklearn', 'matplotlib', 'PIL', 'safetensors', 'tqdm')
     settings = loss_asked(options, single=options.own and not options.labels)
     accelerator = _accelerator(options)
@@ -548,5 +695,5 @@ def run_training(
     say(_scores_as_text(training.records[-1], options.own))
     say(f'{time.time()-started:.0f} s; model, scores, plots and report.html are in {training.run}')
     diverged = divergence(training)
-    if diverged: raise FloatingPointError(f'{diverged} ({training.run})')
+    if diverged: raise FloatingPointError(f'diverged: {diverged} ({training.run})')
     return training.run

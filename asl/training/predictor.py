@@ -7,7 +7,6 @@ __all__ = ['Loss', 'load_run', 'probabilities', 'Deployed', 'write_onnx']
 
 # %% ../../nbs/40_training.predictor.ipynb #bf234eea
 import csv, json, os, sys
-from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -24,6 +23,7 @@ from .images import readable
 from .labels import ImageSet, files_of, images_in
 from .table import column_of, read_table
 from .model import make_model, meaning
+from .options import PredictOptions
 
 # %% ../../nbs/40_training.predictor.ipynb #8e5104b4
 Loss = AsymmetricLossMultiLabel | AsymmetricLossSingleLabel       # both know the posterior
@@ -36,7 +36,8 @@ def load_run(
     read_settings(run)
     weights, metadata = load_tensors(Path(run)/('last.safetensors' if last else 'best.safetensors'))
     try:
-        net = make_model(metadata['model'], len(metadata['classes']), metadata['config']['size'])
+        more = metadata.get('model_args', {})
+        net = make_model(metadata['model'], len(metadata['classes']), metadata['config']['size'], **more)
         net.load_state_dict(weights)
     except (RuntimeError, KeyError) as e: raise Refused(f'{run}: its weights cannot be used ({e})') from None
     loss = cast(Loss, meaning(metadata['settings'], metadata['single']))
@@ -166,28 +167,6 @@ def _check_onnx(data, model):
     if torch.allclose(got, want, rtol=1e-3, atol=1e-5): return
     raise Refused(f'--onnx: onnxruntime is off by {(got-want).abs().max():.2g}')
 
-# %% ../../nbs/40_training.predictor.ipynb #388297c2
-@dataclass(frozen=True)
-class PredictOptions:
-    "What `asl_predict` can be asked for"
-    run:str|Path                      # Run folder of asl_train
-    paths:list|str|Path|None=None     # Images, folders of images, or CSVs with a column of file names
-    _:KW_ONLY
-    top:int|None=None                 # Labels to show of each image at most (5; with --threshold all)
-    threshold:float|None=None         # Show labels from this probability on, 0 to 1
-    format:str='table'                # table, json or csv
-    out:str|Path|None=None            # Write to this file, not to the terminal
-    images:str|Path='.'               # Folder that the names in a CSV start from
-    files:str|None=None               # Column of a CSV with the file names (the first)
-    suffix:str=''                     # Ending to add to each name in a CSV
-    skip_bad:bool=False               # Leave out images that cannot be read
-    last:bool=False                   # The last epoch's model, not the best one
-    batch_size:int=64                 # Images at once
-    workers:int=0                     # Processes that load images
-    device:str='cpu'                  # Where to compute, such as cuda
-    onnx:str|Path|None=None           # Write network and posterior to this ONNX file as well
-    force:bool=False                  # Overwrite `out` and `onnx`
-
 # %% ../../nbs/40_training.predictor.ipynb #2fa6bf12
 def run_prediction(
     options:PredictOptions,
@@ -228,7 +207,6 @@ def _check_options(options):
     needs('threshold', lambda v: 0 <= v <= 1, 'a probability, 0 to 1')
     needs('batch_size', lambda v: v >= 1, '1 or more')
     needs('workers', lambda v: v >= 0, '0 or more')
-    needs('format', lambda v: v in FORMATS, ', '.join(FORMATS))
     if not (options.paths or options.onnx): raise Refused('nothing to do: give images, a folder or a CSV, or --onnx')
     for name in ('out', 'onnx'):
         path = getattr(options, name)
