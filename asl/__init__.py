@@ -20,7 +20,8 @@ What else there is:
     AdaptiveGamma                         gamma_neg that follows the probability gap
     LinearAsymmetricLoss                  last layer and loss in tiles, for 10 000 labels and more
     asl.distributed, asl.jax              classes divided among processes; the same losses in JAX
-    asl_train, asl_predict, asl_bench     commands: train on your own images, predict, measure; -h lists the options
+    asl_train, asl_predict, asl_evaluate  commands: train on your own images, predict, judge; -h lists the options
+    asl_bench                             a command: how fast are the losses here?
 
 help(AsymmetricLossMultiLabel) explains every setting.
 """

@@ -12,15 +12,17 @@ from asl.bench import bench, main as bench_main
 from asl.benchmark.measure import TASKS
 from asl.benchmark.options import BenchOptions
 from asl.cli import Refused
+from asl.evaluate import evaluate, main as evaluate_main
 from asl.predict import main as predict_main, predict
 from asl.train import main as train_main, train
 from asl.training.model import LOSSES, LOSSES_SINGLE
-from asl.training.options import Options, PredictOptions
+from asl.training.options import EvaluateOptions, Options, PredictOptions
 from asl.training.predictor import FORMATS
 
 commands = dict(asl_train=(train, train_main, Options), asl_predict=(predict, predict_main, PredictOptions),
-    asl_bench=(bench, bench_main, BenchOptions))
-modules = dict(asl_train='asl.train', asl_predict='asl.predict', asl_bench='asl.bench')
+    asl_evaluate=(evaluate, evaluate_main, EvaluateOptions), asl_bench=(bench, bench_main, BenchOptions))
+modules = dict(asl_train='asl.train', asl_predict='asl.predict', asl_evaluate='asl.evaluate',
+    asl_bench='asl.bench')
 
 def python(code, *argv):
     "What a Python of its own prints"
@@ -123,6 +125,13 @@ except ImportError as e: print(e)'''
     lines = python(code).splitlines()
     assert lines[0] == 'True False False False' and lines[1].startswith("True <module 'asl.functional'")
     assert lines[2] == "module 'asl' has no attribute 'posteriour'" and 'cannot import name' in lines[3]
+
+def test_the_predictor_comes_when_it_is_asked_for():
+    code = '''import sys, asl.predict
+print('torch' in sys.modules)
+from asl.predict import Predictor
+print(Predictor.__module__, hasattr(asl.predict, 'no_such_name'))'''
+    assert python(code) == 'False\nasl.training.predictor False\n'
 
 def test_what_type_checkers_are_told_is_what_there_is():
     tree = ast.parse(Path(asl.__file__).read_text())

@@ -278,6 +278,7 @@ class _OfAnswer:
     top:int|None=None                 # Labels to show of each image at most (5; with --threshold all)
     threshold:float|None=None         # Show labels from this probability on, 0 to 1
     format:Literal['table', 'json', 'csv']='table'  # How they are written
+    wide:bool=False                   # CSV with a column for each class, a row for each image
     out:str|Path|None=None            # Write to this file, not to the terminal
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,6 +286,7 @@ class _OfDeployment:
     "Model"
     last:bool=False                   # The last epoch's model, not the best one
     onnx:str|Path|None=None           # Write network and posterior to this ONNX file as well
+    onnx_precision:Literal['fp32', 'fp16', 'int8']='fp32'  # Of that file; fewer bits are measured on validation images
     force:bool=False                  # Overwrite `out` and `onnx`
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,3 +299,33 @@ class _OfComputation:
 @dataclass(frozen=True)
 class PredictOptions(_OfComputation, _OfDeployment, _OfAnswer, _OfNewImages):
     "What `asl_predict` can be asked for"
+
+# %% ../../nbs/38_training.options.ipynb #62e00a62
+@dataclass(frozen=True)
+class _OfLabelledImages:
+    "Images and labels"
+    run:str|Path                      # Run folder of asl_train
+    labels:str|Path|None=None         # CSV of images and labels; neither this nor --images: what the run validated on
+    _:KW_ONLY
+    images:str|Path|None=None         # Folder that the file names start from; without a CSV: a folder for each class
+    files:str|None=None               # Column with the file names (as in training)
+    label_column:str|None=None        # Column of divided labels (as in training)
+    label_columns:str|None=None       # Columns that are a class each, such as Edema,Fracture (as in training)
+    ignore_columns:str|None=None      # Columns that are no class (as in training)
+    no_header:bool=False              # The first row is data; columns are called 1, 2, 3 (as in training)
+    separator:str|None=None           # What divides labels (as in training)
+    suffix:str|None=None              # Ending to add to each file name (as in training)
+    skip_bad:bool=False               # Leave out images that cannot be read
+
+@dataclass(frozen=True, kw_only=True)
+class _OfScores:
+    "Scores"
+    threshold:float=.5                # Decide for a label from this probability on; of no use with one label an image
+    last:bool=False                   # The last epoch's model, not the best one
+    out:str|Path|None=None            # Write a row for each class to this CSV
+    json:str|Path|None=None           # Write everything to this JSON file
+    force:bool=False                  # Overwrite `out` and `json`
+
+@dataclass(frozen=True)
+class EvaluateOptions(_OfComputation, _OfScores, _OfLabelledImages):
+    "What `asl_evaluate` can be asked for"
