@@ -32,7 +32,7 @@ from .page import to_picture, write_report
 from .folder import (FORMAT, Damaged, RunFolder, check_new_run, fingerprint, hold, keep_previous,
                                  load_tensors, new_run, read_settings, save_tensors, write, write_json)
 from .score import decided, score, score_single
-from .trainer import Adapting, Interrupted, Mixed, Trainer, first_batch, fit
+from .trainer import Adapting, Interrupted, Mixed, Trainer, first_batch, fit, try_steps
 from .weights import find_weights
 
 # %% ../../nbs/39_training.pipeline.ipynb #98497176
@@ -41,17 +41,7 @@ def _check_at_once(options, accelerator):
     if options.resume: _check_checkpoint(options.resume)
     else: _in_main_process(accelerator, check_new_run, options.out, options.name, options.force)
     if options.own: transform(DIGITS_CONFIG, True, options.augment)
-    _try_steps(options)
-
-def _try_steps(options):
-    "Refuse an optimiser or a schedule that does not work"
-    net = torch.nn.Linear(1, 1)
-    trainer = Trainer(net, lambda logits, targets: (logits-targets).square().mean(), 2, options.lr,
-        options.weight_decay, 0., opt=options.opt, sched=options.sched)
-    x = torch.ones(2, 1)
-    try:
-        for _ in range(2): trainer.step(x, x)
-    except Exception as e: raise Refused(f'--opt {options.opt}: {e}') from None
+    try_steps(options.opt, options.sched, options.lr, options.weight_decay)
 
 # %% ../../nbs/39_training.pipeline.ipynb #9e283042
 def _check_memory(options, n_images):

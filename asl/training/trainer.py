@@ -224,6 +224,19 @@ class _Schedules:
         if isinstance(self.now, _OneCycle): self.now.load_state_dict(state)
         else: self.now.step_update(done-self.start)
 
+# %% ../../nbs/36_training.trainer.ipynb #e1a36f16
+def try_steps(opt, sched, lr, weight_decay):
+    "Refuse an optimiser or a schedule that does not work"
+    weight = nn.Linear(1, 1)
+    optimiser = _optimiser(weight, opt, lr, weight_decay, None)
+    schedule = _schedule(optimiser, sched, lr, 2)
+    try:
+        for done in (1, 2):
+            weight(torch.ones(1, 1)).sum().backward()
+            optimiser.step()
+            schedule.step_update(done)
+    except Exception as e: raise Refused(f'--opt {opt}: {e}') from None
+
 # %% ../../nbs/36_training.trainer.ipynb #855710bc
 def _accumulate_gradients(trainer, x, y, share):
     "Forward and backward of a batch, (b, 3, size, size), in parts; returns its loss times share, detached"
