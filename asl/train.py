@@ -26,7 +26,7 @@ def train(options:Options)->Path: # The run folder
 
 def main(argv:list|None=None):
     "The command `asl_train`"
-    command(train, 'asl_train', argv, 'stopped; what was written is kept, and --resume goes on with it')
+    command(train, 'asl_train', argv, 'stopped before its first step: there is nothing to save')
 
 # %% ../nbs/07_train.ipynb #e4b99c46
 if __name__ == '__main__' and __package__: main()    # python -m asl.train, for torchrun -m

@@ -201,7 +201,7 @@ def test_the_report_shows_the_batch_that_the_network_saw(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline.Trainer, 'step', watched)
     train(classes=10, batch_size=512, epochs=1, seed=3, out=tmp_path)
     images, targets = stepped[0]
-    assert given['notes'] == dict(weights='random') and len(given['seen']) == 12
+    assert given['notes'] == dict(weights='random, conv3') and len(given['seen']) == 12
     for (picture, target), image, wanted in zip(given['seen'], images, targets):
         pixels = torch.tensor([*picture.convert('RGB').tobytes()]).view(16, 16, 3).permute(2, 0, 1)
         assert torch.equal(target, wanted) and torch.equal(pixels, (255*image).round().int())

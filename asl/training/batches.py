@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..cli import Refused
+from ..cli import Refused, obey_parent_only
 from .images import read_rgb
 from .labels import ImageSet
 
@@ -145,7 +145,8 @@ class Batches:
         at_least = 2*config['size'] if reduced and config else None
         read = partial(read_rgb, grey_range=self.grey_range, at_least=at_least)
         self._loader = DataLoader(_Pictures(data, transform, seed, read), batch_sampler=self._order,
-            num_workers=workers, collate_fn=_stack, persistent_workers=workers > 0, generator=torch.Generator())
+            num_workers=workers, collate_fn=_stack, persistent_workers=workers > 0, generator=torch.Generator(),
+            worker_init_fn=obey_parent_only)
 
     def __len__(self): return len(self.data.files)
 

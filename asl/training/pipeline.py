@@ -6,9 +6,9 @@
 __all__ = ['validation_of', 'run_training']
 
 # %% ../../nbs/39_training.pipeline.ipynb #a51fbb5f
-import csv, json, math, os, shutil, sys, time
+import csv, json, math, os, shlex, shutil, signal, sys, time
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from pathlib import Path
@@ -17,8 +17,10 @@ from typing import Any, cast
 import torch
 
 from .. import __version__
+from ..loss import AsymmetricLossMultiLabel
+from ..posterior import class_prior
 from .batches import Batches, transform
-from ..cli import Refused, find_device, fixed, need, versions
+from ..cli import Refused, Stopped, find_device, fixed, need, stop_requests, versions
 from .digits import digit_collages
 from .figures import Outcome
 from .images import check_sets, find_grey_range, read_images, readable, tell_copies
@@ -27,11 +29,32 @@ from .model import (begin, head_names, loss_asked, make_loss, make_model, meanin
     start_at_prior, told)
 from .options import LONGER, Completed, Options, as_range, check_numbers, complete, resumed
 from .page import to_picture, write_report
-from .folder import FORMAT, fingerprint, locked, new_run, read_settings, save_tensors, write, write_json
+from .folder import (FORMAT, Damaged, RunFolder, check_new_run, fingerprint, hold, keep_previous,
+                                 load_tensors, new_run, read_settings, save_tensors, write, write_json)
 from .score import decided, score, score_single
 from .targets import Targets, targets_of_table
-from .trainer import Adapting, Mixed, Trainer, first_batch, fit
+from .trainer import Adapting, Interrupted, Mixed, Trainer, first_batch, fit, try_steps
 from .weights import find_weights
+
+# %% ../../nbs/39_training.pipeline.ipynb #98497176
+def _check_at_once(options, accelerator):
+    "Refuse what can be refused before anything is read"
+    if options.resume: _check_checkpoint(options.resume)
+    else: _in_main_process(accelerator, check_new_run, options.out, options.name, options.force)
+    if options.own: transform(DIGITS_CONFIG, True, options.augment)
+    try_steps(options.opt, options.sched, options.lr, options.weight_decay)
+
+# %% ../../nbs/39_training.pipeline.ipynb #9e283042
+def _check_memory(options, n_images):
+    "Refuse pictures of which one batch alone does not fit"
+    from psutil import virtual_memory
+    if options.size is None: return
+    pictures = min(options.batch_size, max(2, n_images))
+    needed = 4*3*pictures*options.size**2               # float32, three channels
+    there = virtual_memory().total
+    if needed < there: return
+    raise Refused(f'--size {options.size}: {pictures} pictures of a batch alone take {needed/1e9:,.0f} GB, and this '
+                  f'machine has {there/1e9:,.0f} GB; try a smaller --size, or a smaller --batch_size')
 
 # %% ../../nbs/39_training.pipeline.ipynb #b98153a6
 def _read(options, say):
@@ -185,10 +208,12 @@ def _aids(net, an_epoch, n_classes, options)->dict[str, Any]:
         compiled=options.compile)
 
 # %% ../../nbs/39_training.pipeline.ipynb #ab595c08
+CHECKPOINT = 'checkpoint.safetensors'
+
 @dataclass
 class Training:
     "A training and its run folder"
-    run:Path            # The folder
+    folder:RunFolder    # Its folder, held
     options:Completed
     metadata:dict       # What is saved with weights: what they are, what they mean, and what they began with
     trainer:Trainer
@@ -196,6 +221,11 @@ class Training:
     valid:Any           # The like, and `picture(i)` and `names`
     posterior:Callable  # From logits to probabilities, (n, C)
     records:list        # One for each epoch that is done
+
+    @property
+    def run(self)->Path:
+        "Where the folder is: until the first step a new run is beside the one that it replaces"
+        return self.folder.path
 
     @property
     def main(self):
@@ -209,7 +239,8 @@ class Training:
 
     def save_checkpoint(self):
         "Write what a resumed run needs"
-        path = self.run/'checkpoint.safetensors'
+        path = self.run/CHECKPOINT
+        keep_previous(path)
         self.trainer.save(path, records=self.records, data=self.metadata['data'])
 
 # %% ../../nbs/39_training.pipeline.ipynb #3bfef0d9
@@ -300,6 +331,7 @@ def _after_step(training, bar, pace):
     def tick():
         nonlocal saved
         bar.update()
+        training.folder.begin()
         pace.step()
         _seed_step(training)
         if terminal and training.trainer.done % 10 == 0: bar.set_postfix_str(_so_far(training), refresh=False)
@@ -320,26 +352,36 @@ def _say_epoch(training, bar, pace):
 
 # %% ../../nbs/39_training.pipeline.ipynb #d54051a8
 def _fit(training):
-    "Train what is left, keep and show every epoch"
-    options = training.options
+    "Train what is left; a signal ends it between two steps, with all of them saved"
+    trainer = training.trainer
     if _waited(training): return
-    log = _log_to(training)
     _seed_step(training)
-    with _progress_bar(training) as bar:
-        pace = _Pace(training.trainer)
-        tick = _after_step(training, bar, pace)
-        epochs = fit(training.trainer, training.train, training.valid, options.epochs, options.batch_size,
-                     options.seed, tick, training.posterior)
-        for record, _ in epochs:
-            if options.adaptive: record |= training.trainer.loss_fn.record()
-            training.records.append(_without_nan(record))
-            if training.main:
-                _save_epoch(training)
-                _say_epoch(training, bar, pace)
-            for tracker in log: tracker.log(_numbers(training.records[-1]), step=record['epoch'])
-            if _waited(training): break
-            pace.begin()
-    for tracker in log: tracker.finish()
+    with stop_requests() as request:
+        trainer.asked = lambda: bool(request)
+        try:
+            with _progress_bar(training) as bar: _epochs(training, bar)
+        except Interrupted: _save_and_stop(training, request.number or signal.SIGTERM)
+        finally: trainer.asked = lambda: False
+
+def _epochs(training, bar):
+    "Keep and show every epoch"
+    options = training.options
+    pace = _Pace(training.trainer)
+    tick = _after_step(training, bar, pace)
+    log = _log_to(training) if training.folder.placed else None
+    epochs = fit(training.trainer, training.train, training.valid, options.epochs, options.batch_size,
+                 options.seed, tick, training.posterior)
+    for record, _ in epochs:
+        if log is None: log = _log_to(training)     # what replaces another run has its place now
+        if options.adaptive: record |= training.trainer.loss_fn.record()
+        training.records.append(_without_nan(record))
+        if training.main:
+            _save_epoch(training)
+            _say_epoch(training, bar, pace)
+        for tracker in log: tracker.log(_numbers(training.records[-1]), step=record['epoch'])
+        if _waited(training): break
+        pace.begin()
+    for tracker in log or (): tracker.finish()
 
 # %% ../../nbs/39_training.pipeline.ipynb #03b789e9
 def _waited(training):
@@ -367,7 +409,7 @@ def _log_to(training)->list:
     if not training.main: return made
     if 'tensorboard' in _logs(training.options):
         made.append(tracking.TensorBoardTracker(training.run.name, logging_dir=training.run.parent))
-    if 'wandb' in _logs(training.options): made.append(tracking.WandBTracker(training.run.name))
+    if 'wandb' in _logs(training.options): made.append(tracking.WandBTracker(training.folder.run.name))
     for tracker in made:
         tracker.start()
         tracker.store_init_configuration(settings)
@@ -385,6 +427,53 @@ def _records_as_csv(records):
     writer.writerows(records)
     return out.getvalue()
 
+# %% ../../nbs/39_training.pipeline.ipynb #c81b4068
+def _save_and_stop(training, number):
+    "Save what was done, and end as signal `number` asked"
+    trainer = training.trainer
+    if not trainer.done: raise Stopped(number=number)
+    if training.main: training.save_checkpoint()
+    if trainer.world > 1: trainer.accelerator.wait_for_everyone()
+    raise Stopped(f'stopped after step {trainer.done} of {trainer.steps}, which is saved: '
+                  f'--resume {training.run} goes on from there', number)
+
+@contextmanager
+def _stopped_says(text):
+    "Say this where a signal ends what is done inside"
+    try: yield
+    except KeyboardInterrupt as e: raise Stopped(text, getattr(e, 'number', signal.SIGINT)) from None
+
+# %% ../../nbs/39_training.pipeline.ipynb #d5916038
+DIVERGED = 2.   # times what it was before anything was learned
+
+def loss_of_prior(
+    targets:torch.Tensor|Targets, # (n, C): 1, 0, or -100 where unknown; or (n,), class indices
+    n_classes:int,
+    settings:dict,        # Of the loss
+)->float:
+    "The mean loss of an image for who knows the share of each class and nothing else"
+    if targets.ndim == 1:
+        share = torch.bincount(targets[targets >= 0], minlength=n_classes)/(targets >= 0).sum()
+        return torch.special.entr(share).sum().item()           # of cross-entropy; the other losses are below it
+    share = targets.prior() if isinstance(targets, Targets) else class_prior(targets)
+    loss = meaning(settings, reduction='none')
+    assert isinstance(loss, AsymmetricLossMultiLabel)
+    logits = loss.prior_logit(share)
+    assert isinstance(logits, torch.Tensor)
+    positive = loss(logits, torch.ones_like(share))
+    negative = loss(logits, torch.zeros_like(share))
+    return (share*positive + (1-share)*negative).sum().item()
+
+def divergence(training:Training)->str: # Empty if there is nothing to say
+    "Whether a run has diverged by its last epoch, in words"
+    last = training.records[-1]['train_loss']
+    first = training.trainer.first_loss
+    if last <= DIVERGED*first: return ''
+    nothing = loss_of_prior(training.train.targets, len(training.metadata['classes']), training.reached())
+    if last <= DIVERGED*nothing: return ''
+    return (f'the loss ended at {last:.3g}; the first step had {first:.3g}, and the share of each class '
+            f'alone gives {nothing:.3g}: try a lower --lr, it was {training.options.lr:g}')
+
 # %% ../../nbs/39_training.pipeline.ipynb #12607605
 def _finish(training):
     "Scores, plots and the report, of the averaged model as it is"
@@ -401,17 +490,20 @@ def _finish(training):
     if not single: losses = losses.sum(1)
     shown = targets if single else decided(targets)
     outcome = Outcome(records, ap, classes, logits, shown, training.posterior, losses)
-    result = _result(records, classes, ap)
+    diverged = divergence(training)
+    result = _result(records, classes, ap, diverged)
     write_json(training.run/'result.json', result)
     write_report(training.run, training.run.name, _shown_settings(training), outcome, valid.picture, valid.names,
         _notes(training, result), _first_pictures(training))
+    keep_previous(training.run/CHECKPOINT).unlink(missing_ok=True)      # the run has ended
 
 # %% ../../nbs/39_training.pipeline.ipynb #3941bff0
-def _result(records, classes, ap):
+def _result(records, classes, ap, diverged):
     "What result.json holds: the last scores, which epoch was best, and of each class the average precision, ap (C,)"
     best = records[best_epoch(records)-1]
     result = {k: v for k, v in records[-1].items() if k not in ('epoch', 'train_loss', 'test_loss')}
     result['best'] = {k: best[k] for k in ('epoch', 'mAP')}
+    result['diverged'] = diverged or False
     result['AP'] = {c: None if a.isnan() else 100*a.item() for c, a in zip(classes, ap)}
     return result
 
@@ -456,25 +548,38 @@ def _scores_as_text(record, own):
     return '\n' + '\n'.join(lines) + '\n'
 
 # %% ../../nbs/39_training.pipeline.ipynb #16281d97
-def _run_folder(options, settings, metadata, names):
-    "The run folder, new or to go on with"
+def _run_folder(options, settings, metadata, names)->RunFolder:
+    "The run folder, new or to go on with; this process holds it"
     if options.resume:
         run = Path(options.resume)
         kept = read_settings(run)
-        longer = {name: getattr(options, name) for name in LONGER}
-        if kept.get('data') == metadata['data']:
-            if not longer.items() <= kept.items(): write_json(run/'settings.json', kept | longer)
-            return run
+        if kept.get('data') == metadata['data']: return _held_again(run, options, kept)
         raise Refused(f'--resume {run}: images or labels have changed since it began')
-    run = new_run(options.out, options.loss, options.name, options.force)
+    folder = new_run(options.out, options.loss, options.name, options.force)
     try:
-        write_json(run/'settings.json', _kept_settings(options, settings, metadata))
-        write_json(run/'classes.json', metadata['classes'])
-        if names: write(run/'split.csv', _split_csv(names))
+        write_json(folder.path/'settings.json', _kept_settings(options, settings, metadata))
+        write_json(folder.path/'classes.json', metadata['classes'])
+        if names: write(folder.path/'split.csv', _split_csv(names))
     except OSError:
-        shutil.rmtree(run)         # half a folder would only block the name
+        folder.close()         # half a folder would only block the name
         raise
-    return run
+    return folder
+
+def _held_again(run, options, kept)->RunFolder:
+    "The folder of a run that goes on, and perhaps becomes longer"
+    folder = hold(run)
+    longer = {name: getattr(options, name) for name in LONGER}
+    if not longer.items() <= kept.items(): write_json(run/'settings.json', kept | longer)
+    return folder
+
+def _held_by_main(accelerator, *args)->RunFolder:
+    "The run folder, which the main process holds; the others know its name"
+    held = []
+    def hold_there():
+        held.append(_run_folder(*args))
+        return held[0].run
+    run = _in_main_process(accelerator, hold_there)
+    return held[0] if held else RunFolder(run)
 
 # %% ../../nbs/39_training.pipeline.ipynb #f7771ee7
 def _kept_settings(options, settings, metadata):
@@ -519,6 +624,7 @@ def _joined(first, second):
 def _batches_of(train, valid, options, config, say, hide_bar):
     "Of images that were only named yet: what the loop reads, the names of both parts, and the fingerprint of the data"
     for line in described(train): say(line)
+    _check_known(train, options.loss)           # before hours of reading; and after, since images may be left out
     train, valid, deep = _decodable(train, valid, options, say, hide_bar)
     config['range'] = _grey_range(options, deep, say)
     _check_known(train, options.loss)
@@ -544,8 +650,10 @@ def _with_folder(options, data):
 # %% ../../nbs/39_training.pipeline.ipynb #0bb6121c
 def _prepare(options, settings, accelerator, say)->Training:
     "Data, network, loss and folder; where anything is wrong with them, nothing has been written yet"
+    _check_at_once(options, accelerator)
     train, valid = _read(options, say)
     if options.own: options = _with_folder(options, train)
+    _check_memory(options, len(train.targets))
     net, about, config = _network(options, train.classes, say)
     if options.own:
         hide_bar = not (sys.stdout.isatty() and accelerator.is_main_process)
@@ -559,41 +667,57 @@ def _prepare(options, settings, accelerator, say)->Training:
     start = about['started_from']
     has_head = start['kind'] == 'run' and not start['left_out']
     trainer = _trainer(net, train, options, settings, accelerator, has_head)
-    run = _in_main_process(accelerator, _run_folder, options, settings, metadata, names)
     loss:Any = trainer.loss_fn if options.adaptive else meaning(settings, single)
-    records = _records_so_far(trainer, run, options)
-    return Training(run, options, metadata, trainer, train, valid, loss.posterior, records)
+    folder = _held_by_main(accelerator, options, settings, metadata, names)
+    return Training(folder, options, metadata, trainer, train, valid, loss.posterior, [])
 
 # %% ../../nbs/39_training.pipeline.ipynb #c7f7ecfe
-def _records_so_far(trainer, run, options):
-    "The records of a run to go on with, whose trainer is brought to where it was"
-    path = run/'checkpoint.safetensors'
-    if not options.resume: return []
-    if path.exists(): return trainer.load(path)['records']
-    if options.weights != 'random':         # the weights that it began with were not kept
-        raise Refused(f'--resume {run}: has no checkpoint yet; start it again with --config {run} --name NAME')
-    return []
+def _check_checkpoint(run):
+    "Refuse to go on from a checkpoint that is missing or damaged, with the cure"
+    path = Path(run)/CHECKPOINT
+    try:
+        if path.exists(): return load_tensors(path)[1]
+        why = f'{path} is missing'
+    except Damaged as e: why = e
+    raise Refused(f'--resume {why}; {_cure(path)}')
+
+def _cure(path):
+    "What can be done without this checkpoint"
+    previous = path.with_stem(f'{path.stem}.previous')
+    run = path.parent
+    try: done = load_tensors(previous)[1]['done']
+    except Refused: pass
+    else: return f'rename {previous} to {path.name}, and --resume goes on from step {done}'
+    if (run/'result.json').exists(): return 'the run has ended, there is nothing to go on with'
+    again = dict(config=run, out=run.absolute().parent, name=run.absolute().name)
+    options = [word for name, value in again.items() for word in (f'--{name}', str(value))]
+    return f'this starts it again: {shlex.join(["asl_train", *options, "--force"])}'
 
 # %% ../../nbs/39_training.pipeline.ipynb #3ae8a64d
 def _carry_out(training):
-    "Train and judge; the folder is locked meanwhile"
-    try:
-        with locked(training.run) if training.main else nullcontext():
+    "Train and judge, in a folder that is held meanwhile"
+    with training.folder:
+        if training.options.resume: training.records = training.trainer.load(training.run/CHECKPOINT)['records']
+        try:
             _fit(training)
-            _finish(training)
-    except (Refused, OSError) as e:
-        cast(Any, e).alone = True      # in this process; from here on the others may not fail with it
-        raise
+            with _stopped_says(f'stopped after the last step: --resume {training.run} writes scores and report'):
+                _finish(training)
+        except (Refused, OSError) as e:
+            cast(Any, e).alone = True      # in this process; from here on the others may not fail with it
+            raise
 
 # %% ../../nbs/39_training.pipeline.ipynb #8fc2b7ea
 @contextmanager
 def _memory_refused(options):
     "Where memory runs out, say which option helps"
     try: yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         raise Refused(f'--batch_size {options.batch_size}: too much for the memory; '
                       '--accumulate splits a batch') from None
     except RuntimeError as e:
+        if 'DefaultCPUAllocator' in str(e):
+            size = f'--size {options.size}' if options.size else f'--batch_size {options.batch_size}'
+            raise Refused(f'{size}: too much for the memory; --accumulate splits a batch') from None
         if 'DataLoader worker' not in str(e): raise
         raise Refused(f'--workers {options.workers}: a process that loads images died, perhaps for lack of memory; '
                       'try fewer') from None
@@ -616,4 +740,6 @@ def run_training(
         _carry_out(training)
     say(_scores_as_text(training.records[-1], options.own))
     say(f'{time.time()-started:.0f} s; model, scores, plots and report.html are in {training.run}')
+    diverged = divergence(training)
+    if diverged: raise FloatingPointError(f'diverged: {diverged} ({training.run})')
     return training.run

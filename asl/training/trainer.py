@@ -58,6 +58,8 @@ class Trainer:
         self.epoch = 0                          # whole epochs
         self.seen = 0                           # images of the epoch that is under way, of all processes
         self.total = torch.zeros(())            # the sum of their losses
+        self.first_loss = 0.                    # that of the first step of all
+        self.asked:Callable[[], bool] = lambda: False       # whether this process was asked to stop
         self.clip_grad = clip_grad
         self.mix = mix
         self.layout:Any = torch.channels_last if channels_last else torch.preserve_format
@@ -110,15 +112,19 @@ class Trainer:
         model = self.ema.module.eval()
         found = []
         with torch.no_grad():
-            for x, _ in batches: found.append(model(self._placed(x)).float().cpu())
+            for x, _ in batches:
+                if self.asked(): break
+                found.append(model(self._placed(x)).float().cpu())
+        stop_if_asked(self)
         return torch.cat(found) if self.world == 1 else _gathered(mine, found, n)
 
     def save(self, path, **metadata):
         "Write all that a resumed run needs, in one step; what it is given besides comes back from `load`"
         scaler = getattr(self.accelerator, 'scaler', None)           # of float16
         scaler_state = None if scaler is None else scaler.state_dict()
+        check_finite(self)          # else what was good would be replaced by what cannot be mended
         metadata |= dict(done=self.done, epoch=self.epoch, seen=self.seen, total=float(self.total),
-            sched=self.sched.state_dict(), scaler=scaler_state)
+            first_loss=self.first_loss, sched=self.sched.state_dict(), scaler=scaler_state)
         parts = {name: module.state_dict() for name, module in _modules(self).items()}
         save_checkpoint(path, parts, self.opt, metadata)
 
@@ -130,6 +136,7 @@ class Trainer:
         self.epoch = metadata['epoch']
         self.seen = metadata['seen']
         self.total = torch.tensor(metadata['total'], device=self.device)
+        self.first_loss = metadata.get('first_loss', 0.)       # asl 0.1.0 did not keep it
         self.sched.load_state_dict(metadata['sched'], self.done)
         if metadata['scaler']: self.accelerator.scaler.load_state_dict(metadata['scaler'])
         return metadata
@@ -216,6 +223,19 @@ class _Schedules:
             for group, values in zip(self.opt.param_groups, groups): group.update(values)
         if isinstance(self.now, _OneCycle): self.now.load_state_dict(state)
         else: self.now.step_update(done-self.start)
+
+# %% ../../nbs/36_training.trainer.ipynb #e1a36f16
+def try_steps(opt, sched, lr, weight_decay):
+    "Refuse an optimiser or a schedule that does not work"
+    weight = nn.Linear(1, 1)
+    optimiser = _optimiser(weight, opt, lr, weight_decay, None)
+    schedule = _schedule(optimiser, sched, lr, 2)
+    try:
+        for done in (1, 2):
+            weight(torch.ones(1, 1)).sum().backward()
+            optimiser.step()
+            schedule.step_update(done)
+    except Exception as e: raise Refused(f'--opt {opt}: {e}') from None
 
 # %% ../../nbs/36_training.trainer.ipynb #855710bc
 def _accumulate_gradients(trainer, x, y, share):
@@ -304,6 +324,34 @@ def _gathered(indices, rows, n):
         found.update(zip(indices_there.tolist(), rows_there))
     return torch.stack([found[i] for i in range(n)])
 
+# %% ../../nbs/36_training.trainer.ipynb #81db3a9a
+class Interrupted(Exception):
+    "Asked to stop; the trainer stands where it can be saved"
+
+def stop_if_asked(trainer:Trainer):
+    "Raise Interrupted in all processes if one of them was asked to stop; all have to call this"
+    asked = bool(trainer.asked())
+    if trainer.world > 1:
+        votes = torch.tensor(float(asked), device=trainer.device)
+        asked = trainer.accelerator.reduce(votes, 'sum').item() > 0
+    if asked: raise Interrupted
+
+# %% ../../nbs/36_training.trainer.ipynb #30065adb
+LOOK_EVERY = 8      # steps; a look at a number of a GPU waits for it
+
+def _look(trainer):
+    "Now and then, stop where that was asked for, or where the loss is no number any more"
+    if trainer.device.type != 'cpu' and trainer.done % LOOK_EVERY: return
+    check_finite(trainer)
+    stop_if_asked(trainer)
+
+# %% ../../nbs/36_training.trainer.ipynb #037cfd0b
+def check_finite(trainer:Trainer):
+    "Raise FloatingPointError when a loss of this epoch was infinite or nan: no later step can mend the weights"
+    mean = float(trainer.total)/max(1, trainer.seen)
+    if math.isfinite(mean): return
+    raise FloatingPointError(f'the loss is {mean} in epoch {trainer.epoch+1}, step {trainer.done}: try a lower --lr')
+
 # %% ../../nbs/36_training.trainer.ipynb #eb07a3a4
 def fit(
     trainer:Trainer,
@@ -314,7 +362,7 @@ def fit(
     seed:int=0, # Of the order
     tick:Callable=lambda: None, # Called after every step
     posterior:Callable=torch.sigmoid, # From logits to probabilities
-): # After each epoch, a record and each class's average precision
+): # After each epoch, a record and each class's average precision; Interrupted when it was asked to stop
     "Train from where the trainer stands"
     generator = torch.Generator().manual_seed(seed)
     for epoch in range(1, epochs+1):
@@ -322,12 +370,14 @@ def fit(
         if epoch <= trainer.epoch: continue     # done before; its order had to be drawn, for the next to be the same
         done_before = (epoch-1)*len(order)
         rest = order[trainer.done-done_before:]
+        stop_if_asked(trainer)
         _learn(trainer, train, rest, epoch, tick)
         record, ap = _judge(trainer, test, posterior, batch_size)
         trainer.epoch = epoch
         trainer.seen = 0
         trainer.total = torch.zeros(())
         yield dict(epoch=epoch, **record), ap
+    stop_if_asked(trainer)
 
 # %% ../../nbs/36_training.trainer.ipynb #5169dbf5
 def first_batch(
@@ -354,7 +404,9 @@ def _learn(trainer, train, order, epoch, tick):
         if trainer.world > 1: loss = trainer.accelerator.reduce(loss, 'mean')
         trainer.seen += size
         trainer.total = trainer.total + size*loss
+        if trainer.done == 1: trainer.first_loss = float(loss)
         tick()
+        _look(trainer)
 
 # %% ../../nbs/36_training.trainer.ipynb #71b6a0fc
 def _set_learning(trainer):
@@ -371,9 +423,10 @@ def _judge(trainer, test, posterior, size):
     logits = trainer.logits(test, size)
     targets = test.targets[:].cpu()
     test_loss = trainer.loss_fn(logits.to(trainer.device), targets.to(trainer.device)).item()
+    check_finite(trainer)
     record = dict(train_loss=(trainer.total/trainer.seen).item(), test_loss=test_loss)
-    if not math.isfinite(sum(record.values())):
-        raise FloatingPointError(f"the loss is {record['train_loss']} in epoch {trainer.epoch+1}: try a lower --lr")
+    if not math.isfinite(test_loss):
+        raise FloatingPointError(f'the validation loss is {test_loss} in epoch {trainer.epoch+1}: try a lower --lr')
     scores_of = score if targets.ndim > 1 else score_single
     scores, ap = scores_of(logits, targets, posterior)
     return record | scores, ap
