@@ -452,7 +452,7 @@ def loss_of_prior(
     settings:dict,        # Of the loss
 )->float:
     "The mean loss of an image for who knows the share of each class and nothing else"
-    if targets.ndim == 1:
+    if isinstance(targets, torch.Tensor) and targets.ndim == 1:
         share = torch.bincount(targets[targets >= 0], minlength=n_classes)/(targets >= 0).sum()
         return torch.special.entr(share).sum().item()           # of cross-entropy; the other losses are below it
     share = targets.prior() if isinstance(targets, Targets) else class_prior(targets)
