@@ -139,9 +139,9 @@ def killed(data, name, *options, epochs=6, saves):
     return data/'runs'/name
 
 def test_killed_at_three_random_moments_and_resumed(data, trained):
-    "The test's seed is printed if it fails; 30 steps and 6 epochs are saved"
+    "The test's seed is printed if it fails; 30 steps and 6 epochs are saved. While the first is, there is nothing yet"
     reference, seed = trained[0], random.randrange(10**6)
-    for i, saves in enumerate(random.Random(seed).sample(range(1, 24), 3)):
+    for i, saves in enumerate(random.Random(seed).sample(range(2, 24), 3)):
         folder = killed(data, f'kill{i}', saves=saves)
         called('train', '--resume', folder, cwd=data)
         for name in kept: assert (folder/name).read_bytes() == (reference/name).read_bytes(), (seed, saves, name)
