@@ -17,11 +17,9 @@ from multiprocessing import parent_process
 from pathlib import Path
 from textwrap import indent
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Literal, NoReturn, ParamSpec, TypeVar, Union, get_args, get_origin
+from typing import Literal, NoReturn, ParamSpec, TypeVar, Union, get_args, get_origin
 
 from fastcore.docments import docments
-
-if TYPE_CHECKING: import torch     # it takes a second, which -h and a refused option need not wait for
 
 # %% ../nbs/09a_cli.ipynb #e85b864c
 class Refused(ValueError):
@@ -282,7 +280,7 @@ def command(
         _stop(prog, str(e) or stopped, 128+getattr(e, 'number', signal.SIGINT))
 
 # %% ../nbs/09a_cli.ipynb #47c66115
-def find_device(name:str)->'torch.device':
+def find_device(name:str): # A torch.device
     "The device, if this machine has it"
     import torch
     try: torch.zeros(1, device=name).item()
