@@ -151,10 +151,10 @@ def test_compiling_loads_the_library_and_pickles_find_it():
     code = f'''import pickle, torch, asl
 z = torch.randn(4, 3)
 def loss_of(z): return asl.posterior(z).sum() + asl.AsymmetricLossMultiLabel()(z, torch.zeros_like(z))
-print(torch.compile(loss_of, fullgraph=True, backend='eager')(z) == loss_of(z))
+print(torch.allclose(torch.compile(loss_of, fullgraph=True, backend='eager')(z), loss_of(z)))
 print('gamma_neg=3' in repr(pickle.loads(bytes.fromhex('{pickled}'))))
 print(pickle.loads(pickle.dumps(asl.posterior)) is asl.posterior)'''
-    assert python(code) == 'tensor(True)\nTrue\nTrue\n'
+    assert python(code) == 'True\nTrue\nTrue\n'
 
 # While it trains
 
