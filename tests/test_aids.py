@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from asl.cli import Refused
 from asl.train import main, train
 from asl.training import pipeline
 from asl.training.folder import load_tensors
+from test_weights import coloured
 
 SMALL = dict(model='conv3', size=16, epochs=3, batch_size=16, threads=1, workers=0)
 NET = dict(model='test_resnet', weights='random', size=32)
@@ -20,12 +20,8 @@ KEPT = 'metrics.jsonl', 'result.json', 'best.safetensors', 'last.safetensors'
 def data(tmp_path_factory):
     "40 pictures, columns with unknown entries"
     tmp, g = tmp_path_factory.mktemp('data'), random.Random(0)
-    (tmp/'img').mkdir()
-    rows = []
-    for i in range(40):
-        colour = [g.randrange(256) for _ in range(3)]
-        Image.new('RGB', (16, 16), tuple(colour)).save(tmp/'img'/f'{i:02}.png')
-        rows.append((f'{i:02}.png', *('' if g.random() < .2 else int(value > 128) for value in colour[:2])))
+    rows = [(file, *('' if g.random() < .2 else int(value > 128) for value in colour[:2]))
+        for file, colour in coloured(tmp/'img', g)]
     with open(tmp/'labels.csv', 'w', newline='') as f: csv.writer(f).writerows([('file', 'red', 'green'), *rows])
     return tmp
 

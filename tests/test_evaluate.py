@@ -1,6 +1,7 @@
 "`asl_evaluate`: the run's own validation, other images with labels, what is left out and what is said of it."
 import csv, io, json
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stdout
+from functools import partial
 
 import pytest
 import torch
@@ -9,14 +10,9 @@ from sklearn.metrics import average_precision_score
 from asl.evaluate import evaluate, main
 from asl.predict import Predictor
 from asl.train import train
-from test_predicting import names, pictures, small
+from test_predicting import call, names, pictures, small
 
-def called(*argv):
-    "Exit code, output and messages"
-    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
-        try: code = main([str(a) for a in argv]) or 0
-        except SystemExit as e: code = e.code
-    return code, out.getvalue(), err.getvalue()
+called = partial(call, main)
 
 @pytest.fixture(scope='module')
 def tmp(tmp_path_factory):

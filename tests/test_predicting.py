@@ -1,6 +1,7 @@
 "`asl_predict` and `Predictor`: what is written, what is refused before an image is opened, what an ONNX file costs."
 import csv, io, json, subprocess, sys
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 
 import numpy as np
 import pytest
@@ -37,12 +38,14 @@ def run(tmp):
     with redirect_stdout(io.StringIO()):
         return train(tmp/'labels.csv', images=tmp/'img', model='conv3', epochs=2, out=tmp/'runs', **small())
 
-def called(*argv):
-    "Exit code, output and messages"
+def call(main, *argv):
+    "Exit code, output and messages of a command"
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
         try: code = main([str(a) for a in argv]) or 0
         except SystemExit as e: code = e.code
     return code, out.getvalue(), err.getvalue()
+
+called = partial(call, main)
 
 @pytest.fixture
 def opened(monkeypatch):

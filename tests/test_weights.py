@@ -16,16 +16,20 @@ from asl.training.weights import find_weights
 
 SMALL = dict(size=32, epochs=1, batch_size=16, threads=1, workers=0, augment='none')
 
+def coloured(folder, g):
+    "Make 40 pictures of one colour; yields the name of each and its colour"
+    folder.mkdir()
+    for i in range(40):
+        colour = [g.randrange(256) for _ in range(3)]
+        Image.new('RGB', (16, 16), tuple(colour)).save(folder/f'{i:02}.png')
+        yield f'{i:02}.png', colour
+
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     "40 pictures with two labels, weights of a network that has ten classes, in a file and in a folder of timm"
     tmp, g = tmp_path_factory.mktemp('data'), random.Random(0)
-    (tmp/'img').mkdir()
-    rows = []
-    for i in range(40):
-        colour = [g.randrange(256) for _ in range(3)]
-        Image.new('RGB', (16, 16), tuple(colour)).save(tmp/'img'/f'{i:02}.png')
-        rows.append((f'{i:02}.png', '|'.join(name for name, value in zip(('red', 'green'), colour) if value > 128)))
+    rows = [(file, '|'.join(name for name, value in zip(('red', 'green'), colour) if value > 128))
+        for file, colour in coloured(tmp/'img', g)]
     with open(tmp/'labels.csv', 'w', newline='') as f: csv.writer(f).writerows([('file', 'tags'), *rows])
     from timm.models import save_for_hf
     net = make_model('test_resnet', 10, 32)

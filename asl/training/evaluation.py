@@ -6,9 +6,8 @@
 __all__ = []
 
 # %% ../../nbs/40a_training.evaluation.ipynb #06d19880
-import csv, os, sys
+import os, sys
 from functools import partial
-from io import StringIO
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from .digits import Collages
 from .folder import read_settings, write, write_json
 from .labels import read_csv, read_folder
 from .options import EvaluateOptions
-from .pipeline import validation_of
+from .pipeline import names_in_split, validation_of
 from .predictor import Predictor, check_new_file, check_there, readable_parts
 from .score import confused, evaluation, evaluation_single
-from .table import a_few, names_in, table_of
+from .table import a_few, csv_text, names_in, table_of
 
 # %% ../../nbs/40a_training.evaluation.ipynb #8b8862ed
 def _say(line):
@@ -105,12 +104,9 @@ def _with_one_label(data):
 # %% ../../nbs/40a_training.evaluation.ipynb #1d9ad960
 def _say_if_trained_on(run, data):
     "Say how many of the images the run has trained on"
-    listed = Path(run)/'split.csv'
-    if isinstance(data, Collages) or not listed.exists(): return
+    if isinstance(data, Collages) or not (Path(run)/'split.csv').exists(): return
     folder = read_settings(run).get('images') or '.'
-    with open(listed, encoding='utf-8', newline='') as f:
-        names = [row['file'] for row in csv.DictReader(f) if row['valid'] == '0']
-    trained = {os.path.realpath(os.path.join(folder, name)) for name in names}
+    trained = {os.path.realpath(os.path.join(folder, name)) for name in names_in_split(run, False)}
     n = sum(os.path.realpath(file) in trained for file in data.files)
     if n: _say(f'{n} of the {len(data.files)} images were trained on; the scores say little about new ones')
 
@@ -196,14 +192,11 @@ def _confused_lines(pairs):
 
 def _as_csv(found):
     "A row for each class"
-    out = StringIO()
-    names = list(found['classes'][0])
-    writer = csv.DictWriter(out, ['class', *names[1:]], lineterminator='\n')
-    writer.writeheader()
+    _, *names = found['classes'][0]
+    rows:list[list] = [['class', *names]]
     for record in found['classes']:
-        row = {name: f'{value:.6g}' if isinstance(value, float) else value for name, value in record.items()}
-        writer.writerow({'class': row.pop('name')} | row)
-    return out.getvalue()
+        rows.append([f'{value:.6g}' if isinstance(value, float) else value for value in record.values()])
+    return csv_text(rows)
 
 # %% ../../nbs/40a_training.evaluation.ipynb #300a4799
 def run_evaluation(

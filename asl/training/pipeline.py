@@ -10,7 +10,6 @@ import csv, json, math, os, shlex, shutil, signal, sys, time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from io import StringIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +31,7 @@ from .page import to_picture, write_report
 from .folder import (FORMAT, Damaged, RunFolder, check_new_run, fingerprint, hold, keep_previous,
                                  load_tensors, new_run, read_settings, save_tensors, write, write_json)
 from .score import decided, score, score_single
+from .table import csv_text
 from .targets import Targets, targets_of_table
 from .trainer import Adapting, Interrupted, Mixed, Trainer, first_batch, fit, try_steps
 from .weights import find_weights
@@ -421,11 +421,8 @@ def _numbers(record):
 
 def _records_as_csv(records):
     "A row for each epoch"
-    out = StringIO()
-    writer = csv.DictWriter(out, list(records[0]), lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(records)
-    return out.getvalue()
+    names = list(records[0])
+    return csv_text([names, *([record.get(name) for name in names] for record in records)])
 
 # %% ../../nbs/39_training.pipeline.ipynb #c81b4068
 def _save_and_stop(training, number):
@@ -592,10 +589,12 @@ def _kept_settings(options, settings, metadata):
 
 def _split_csv(names):
     "Which images were trained on, as CSV; names of those, and of the others"
-    out = StringIO()
-    rows = [(name, valid) for valid in (0, 1) for name in names[valid]]
-    csv.writer(out, lineterminator='\n').writerows([('file', 'valid'), *rows])
-    return out.getvalue()
+    return csv_text([('file', 'valid'), *((name, valid) for valid in (0, 1) for name in names[valid])])
+
+def names_in_split(run:str|Path, valid:bool)->list: # As split.csv has them
+    "The names of a run's images for validation, or of those that it was trained on"
+    with open(Path(run)/'split.csv', encoding='utf-8', newline='') as f:
+        return [row['file'] for row in csv.DictReader(f) if row['valid'] == str(int(valid))]
 
 # %% ../../nbs/39_training.pipeline.ipynb #02ef0ef4
 def validation_of(
@@ -605,8 +604,7 @@ def validation_of(
     options = resumed(Options(resume=run))
     data:Any = _read(options, lambda *_: None)       # what is left out was told when it began
     if not options.own: return data[1]
-    with open(Path(run)/'split.csv', encoding='utf-8', newline='') as f:
-        held_out = [row['file'] for row in csv.DictReader(f) if row['valid'] == '1']
+    held_out = names_in_split(run, True)
     found = {}
     for part in data:
         for i, file in enumerate(part.files): found[_name_in(options.images, file)] = part, i

@@ -6,11 +6,10 @@
 __all__ = ['load_run', 'read_ahead', 'Predictions', 'Predictor', 'check_new_file']
 
 # %% ../../nbs/40_training.predictor.ipynb #bf234eea
-import csv, json, os, sys
+import json, os, sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -22,14 +21,14 @@ from ..cli import Refused, check, find_device, need
 from .batches import transform
 from .deployment import Loss, run_onnx, write_onnx
 from .folder import load_tensors, read_settings
-from .images import read_rgb, rgb
+from .images import read_rgb, refuse_unreadable, rgb
 from .labels import ImageSet, files_of, images_in
 from .model import make_model, meaning
 from .options import PredictOptions
 from .pipeline import validation_of
 from .score import class_table
 from .stored import Stored
-from .table import column_of, read_table
+from .table import column_of, csv_text, read_table
 
 # %% ../../nbs/40_training.predictor.ipynb #8e5104b4
 def load_run(
@@ -275,9 +274,7 @@ def _images(paths, images=None, files=None, suffix='')->ImageSet:
 def check_there(data):
     "Refuse names without a file"
     missing = [i for i, file in enumerate(data.files) if not (isinstance(file, Stored) or os.path.exists(file))]
-    if not missing: return
-    more = f' (and {len(missing)-1} more like it)' if len(missing) > 1 else ''
-    raise Refused(f'{data.at(missing[0])}: no such file{more}; --skip_bad goes on without')
+    if missing: refuse_unreadable([f'{data.at(i)}: no such file' for i in missing])
 
 # %% ../../nbs/40_training.predictor.ipynb #32bb9990
 class _Row(NamedTuple):
@@ -302,23 +299,17 @@ def _as_json(rows, classes, width):       # noqa: ARG001
         before = ',\n '
     yield '\n]\n'
 
-def _csv_text(rows):
-    "Rows as CSV"
-    out = StringIO()
-    csv.writer(out, lineterminator='\n').writerows(rows)
-    return out.getvalue()
-
 def _as_csv(rows, classes, width):        # noqa: ARG001
     "A row for each label of each image; an image without one has a row with two empty cells"
-    yield _csv_text([('file', 'label', 'probability')])
+    yield csv_text([('file', 'label', 'probability')])
     for row in rows:
         labels = [(label, f'{p:.6g}') for label, p in row.labels] or [('', '')]
-        yield _csv_text([(row.file, *cells) for cells in labels])
+        yield csv_text([(row.file, *cells) for cells in labels])
 
 def _as_wide_csv(rows, classes, width):   # noqa: ARG001
     "A row for each image with the probabilities of all classes"
-    yield _csv_text([('file', *classes)])
-    for row in rows: yield _csv_text([(row.file, *(f'{p:.6g}' for p in row.p.tolist()))])
+    yield csv_text([('file', *classes)])
+    for row in rows: yield csv_text([(row.file, *(f'{p:.6g}' for p in row.p.tolist()))])
 
 FORMATS = dict(table=_as_table, json=_as_json, csv=_as_csv)
 
