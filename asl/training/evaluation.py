@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..cli import Refused, check, need
+from .coco import is_coco, read_coco
 from .digits import Collages
 from .folder import read_settings, write, write_json
 from .labels import read_csv, read_folder
@@ -31,7 +32,9 @@ def _say(line):
 
 def _read(options, predictor):
     "Images with the targets of the run's classes, and what to call them"
-    if options.labels: return _from_csv(options, predictor), str(options.labels)
+    if options.labels:
+        read = _from_coco if is_coco(options.labels) else _from_csv
+        return read(options, predictor), str(options.labels)
     if options.images:
         if not predictor.single:
             raise Refused(f'--images {options.images}: a folder for each class says one label an image, '
@@ -51,6 +54,13 @@ def _from_csv(options, predictor):
         no_header=told('no_header') or False, **_columns_told(options, kept, table.header))
     data = data._replace(targets=data.targets[:])       # scores are a table as well
     data = _fitted(data, predictor, path, set(table.header))
+    return _with_one_label(data) if predictor.single else data
+
+def _from_coco(options, predictor):
+    "Images and targets of COCO's instances JSON"
+    path = str(options.labels)
+    data = read_coco(path, options.images and str(options.images))
+    data = _fitted(data._replace(targets=data.targets[:]), predictor, path, set())
     return _with_one_label(data) if predictor.single else data
 
 def _columns_told(options, kept, header)->dict:
@@ -203,7 +213,7 @@ def run_evaluation(
     options:EvaluateOptions,
 )->dict: # What --json writes: run, data, images, threshold, scores, classes, confused
     "Evaluate with these options"
-    need('timm', 'PIL', 'safetensors', 'torchmetrics')
+    need('timm', 'PIL', 'safetensors')
     _check_options(options)
     predictor = Predictor(options.run, device=options.device, batch_size=options.batch_size, workers=options.workers,
         last=options.last)
@@ -227,5 +237,6 @@ def _check_options(options):
     needs('workers', lambda v: v >= 0, '0 or more')
     for name in ('out', 'json'): check_new_file(f'--{name}', getattr(options, name), options.force)
     for name in ('files', 'label_column', 'label_columns', 'ignore_columns', 'no_header', 'separator', 'suffix'):
-        if getattr(options, name) not in (None, False) and not options.labels:
-            raise Refused(f'--{name}: is about a CSV; give one as well')
+        if getattr(options, name) in (None, False): continue
+        if not options.labels: raise Refused(f'--{name}: is about a CSV; give one as well')
+        if is_coco(options.labels): raise Refused(f'--{name}: {options.labels} is COCO, and has no columns')

@@ -318,7 +318,7 @@ class PredictOptions(_OfComputation, _OfDeployment, _OfAnswer, _OfNewImages):
 class _OfLabelledImages:
     "Images and labels"
     run:str|Path                      # Run folder of asl_train
-    labels:str|Path|None=None         # CSV of images and labels; neither this nor --images: what the run validated on
+    labels:str|Path|None=None  # CSV, COCO's JSON, Parquet; without this and --images: what the run validated on
     _:KW_ONLY
     images:str|Path|None=None         # Folder that the file names start from; without a CSV: a folder for each class
     files:str|None=None               # Column with the file names (as in training)

@@ -729,7 +729,7 @@ def run_training(
     options = resumed(options) if options.resume else complete(options)
     check_numbers(options)
     _check_log(options)
-    need('timm', 'accelerate', 'torchmetrics', 'sklearn', 'matplotlib', 'PIL', 'safetensors', 'tqdm')
+    need('timm', 'accelerate', 'sklearn', 'matplotlib', 'PIL', 'safetensors', 'tqdm')
     settings = loss_asked(options, single=options.own and not options.labels)
     accelerator = _accelerator(options)
     say = print if accelerator.is_main_process else lambda *_: None

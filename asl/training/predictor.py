@@ -414,7 +414,6 @@ def _check_options(options):
     _check_meant(options)
     for name in ('out', 'onnx'): check_new_file(f'--{name}', getattr(options, name), options.force)
     if options.onnx: need('onnx', 'onnxscript', 'onnxruntime', extra='onnx')
-    if options.onnx and options.onnx_precision != 'fp32': need('torchmetrics')
 
 def _check_meant(options):
     "Refuse options that would do nothing"

@@ -6,6 +6,8 @@
 __all__ = ['decided', 'of1', 'best_of1', 'ece', 'score', 'score_single', 'evaluation', 'evaluation_single', 'confused']
 
 # %% ../../nbs/35_training.score.ipynb #0fab1c88
+import math
+
 import torch
 
 # %% ../../nbs/35_training.score.ipynb #d60cd614
@@ -30,20 +32,46 @@ def best_of1(p, targets):
     return f1[best].item(), p[best].item()
 
 # %% ../../nbs/35_training.score.ipynb #51067594
+_BINS = 15
+
+def _calibration_error(p, right):
+    "Expected calibration error of probabilities (n,) of what is right or not, (n,), in bins of equal width"
+    edges = torch.linspace(0, 1, _BINS+1, dtype=p.dtype, device=p.device)
+    which = torch.bucketize(p, edges, right=True)              # one more bin has what is exactly 1
+    gaps = torch.zeros(_BINS+2, dtype=torch.float64, device=p.device)
+    gaps.index_add_(0, which, p.double()-right.double())
+    return (gaps.abs().sum()/len(p)).item() if len(p) else math.nan
+
 def ece(p, targets):
     "Expected calibration error over all images and classes, 15 bins"
-    from torchmetrics.functional.classification import binary_calibration_error
-    return binary_calibration_error(p.flatten(), targets.flatten().long(), n_bins=15).item()
+    return _calibration_error(p.flatten(), targets.flatten())
 
 # %% ../../nbs/35_training.score.ipynb #4309776f
-def _ap(p, positive, known):
-    "Average precision of each class among its known entries, (C,); nan where none is positive; all arguments (N, C)"
-    from torchmetrics.functional.classification import binary_average_precision
-    ap = p.new_full((p.shape[1],), torch.nan)
-    for c in (positive & known).any(0).nonzero().flatten().tolist():
-        rows = known[:, c]
-        ap[c] = binary_average_precision(p[rows, c], positive[rows, c].long())
-    return ap
+def _group_ends(sorted_p):
+    "For each place of sorted scores, (C, N), the last one with the same score: a threshold takes equals together"
+    n = sorted_p.shape[1]
+    places = torch.arange(n, device=sorted_p.device).expand_as(sorted_p)
+    is_end = torch.ones_like(sorted_p, dtype=torch.bool)
+    is_end[:, :-1] = sorted_p[:, :-1] != sorted_p[:, 1:]
+    return torch.where(is_end, places, n).flip(1).cummin(1).values.flip(1)
+
+def _ap_of_block(p, positive, known):
+    "The average precision of each class, all at once"
+    p, order = p.masked_fill(~known, -math.inf).T.contiguous().sort(1, descending=True)
+    hits = (positive & known).T.gather(1, order)
+    n = p.shape[1]
+    precision = hits.cumsum(1).double()/torch.arange(1, n+1, device=p.device)
+    precision = precision.gather(1, _group_ends(p))
+    return ((precision*hits).sum(1)/hits.sum(1)).to(p.dtype)         # 0/0 is nan
+
+def _ap(p, positive, known, most=2**24):
+    """Average precision of each class among its known entries, (C,); nan where none is positive.
+
+    All arguments (N, C). At most `most` entries are looked at together: each needs some 40 bytes."""
+    if not len(p): return p.new_full((p.shape[1],), torch.nan)
+    classes = max(1, most//len(p))
+    blocks = zip(*(each.split(classes, 1) for each in (p, positive, known)))
+    return torch.cat([_ap_of_block(*block) for block in blocks])
 
 # %% ../../nbs/35_training.score.ipynb #bdd40ea8
 def score(
@@ -71,13 +99,14 @@ def score_single(
     posterior=lambda logits: logits.softmax(1), # From logits to probabilities, such as `loss.posterior`
 )->tuple: # Percentages by name, and the average precision of each class against the rest, (C,)
     "Accuracy, top 5 of more than five classes, mAP, ECE of the softmax and of the probabilities"
-    from torchmetrics.functional.classification import multiclass_calibration_error
     known = targets != -100
     logits = logits[known]
     targets = targets[known]
     C = logits.shape[1]
     def among_the_first(k): return 100*(logits.topk(k).indices == targets[:, None]).any(1).float().mean().item()
-    def calibration_error(p): return 100*multiclass_calibration_error(p, targets, C, n_bins=15).item()
+    def calibration_error(p):
+        said, chosen = p.max(1)
+        return 100*_calibration_error(said, chosen == targets)
 
     p = logits.softmax(1)
     ap = _ap(p, targets[:, None] == torch.arange(C, device=targets.device), torch.ones_like(p, dtype=torch.bool))
@@ -179,10 +208,10 @@ def confused(
     most:int=10,          # Pairs at most
 )->list: # Of (true class, predicted class, images, their share of the true class), the most images first
     "The pairs of classes that are taken for each other most often"
-    from torchmetrics.functional.classification import multiclass_confusion_matrix
     known = targets != -100
     C = logits.shape[1]
-    counts = multiclass_confusion_matrix(logits[known].argmax(1), targets[known], C)
+    true_and_taken = targets[known]*C + logits[known].argmax(1)
+    counts = true_and_taken.bincount(minlength=C*C).view(C, C)
     of_class = counts.sum(1)
     wrong = counts.clone().fill_diagonal_(0)
     found, where = wrong.flatten().sort(descending=True, stable=True)
