@@ -22,21 +22,26 @@ What else there is:
     asl.family, ElementwiseLoss           other losses with all of this: focal, poly, Hill, ..., and your own
     class_weights, corrected_targets      weights from counts; labels that were forgotten, corrected while training
     asl.distributed, asl.jax              classes divided among processes; the same losses in JAX
-    asl_train, asl_predict, asl_bench     commands: train on your own images, predict, measure; -h lists the options
+    asl_train, asl_predict, asl_evaluate  commands: train on your own images, predict, judge; -h lists the options
+    asl_bench                             a command: how fast are the losses here?
 
 help(AsymmetricLossMultiLabel) explains every setting.
 """
 __version__ = "0.1.0"
 
-from asl.adaptive import AdaptiveGamma, probability_gap
-from asl.family import ElementwiseLoss, class_weights
-from asl.functional import asymmetric_loss_multi_label, asymmetric_loss_single_label
-from asl.linear import LinearAsymmetricLoss, linear_asymmetric_loss, linear_loss
-from asl.loss import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel, Posterior, init_prior_
-from asl.missing import corrected_targets, elkan_noto, label_frequency
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-# After this line asl.posterior is the function, no longer the module
-from asl.posterior import class_prior, gamma_for_prior, posterior, prior_logit, threshold
+if TYPE_CHECKING:
+    from asl.adaptive import AdaptiveGamma, probability_gap
+    from asl.family import ElementwiseLoss, class_weights
+    from asl.functional import asymmetric_loss_multi_label, asymmetric_loss_single_label
+    from asl.linear import LinearAsymmetricLoss, linear_asymmetric_loss, linear_loss
+    from asl.loss import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel, Posterior, init_prior_
+    from asl.missing import corrected_targets, elkan_noto, label_frequency
+    from asl.posterior import class_prior, gamma_for_prior, posterior, prior_logit, threshold
 
 __all__ = ['AsymmetricLossMultiLabel', 'AsymmetricLossSingleLabel',
     'asymmetric_loss_multi_label', 'asymmetric_loss_single_label',
@@ -44,3 +49,26 @@ __all__ = ['AsymmetricLossMultiLabel', 'AsymmetricLossSingleLabel',
     'label_frequency', 'elkan_noto',
     'AdaptiveGamma', 'probability_gap', 'LinearAsymmetricLoss', 'linear_asymmetric_loss', 'linear_loss',
     'ElementwiseLoss', 'class_weights', 'corrected_targets']
+
+
+_MODULES = 'functional', 'posterior', 'missing', 'loss', 'family', 'adaptive', 'linear'
+
+class _Package(ModuleType):
+    "PyTorch takes a second to import: the library comes with the first name that is asked for, and -h does without"
+    # A module's class may be set: docs.python.org/3/reference/datamodel.html, "Customizing module attribute access".
+    # A __getattr__ of the module itself (PEP 562) would let type checkers believe that any name exists
+    def __getattr__(self, name):
+        if not name.startswith('_'):
+            for module in _MODULES:
+                names = vars(import_module(f'asl.{module}'))
+                vars(self).update({public: names[public] for public in __all__ if public in names})
+            if name in vars(self): return vars(self)[name]
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+    def __dir__(self): return sorted({*super().__dir__(), *__all__})
+
+    def __setattr__(self, name, value):
+        # Python sets each module that it has imported. asl.posterior stays the function, though a module has this name
+        if not (name in __all__ and isinstance(value, ModuleType)): super().__setattr__(name, value)
+
+sys.modules[__name__].__class__ = _Package

@@ -6,13 +6,20 @@
 __all__ = ['bench', 'main']
 
 # %% ../nbs/09_bench.ipynb #a5e10032
-from .benchmark.measure import BenchOptions, run_benchmark
+from .benchmark.options import BenchOptions
 from .cli import command, with_options
 
 # %% ../nbs/09_bench.ipynb #fd6ec5e1
 @with_options(BenchOptions)
 def bench(options:BenchOptions)->dict: # What is written to `out`
-    "Measure the asymmetric loss beside timm's, the published formula, BCE and focal loss, or cross-entropy"
+    """Measure the asymmetric loss beside timm's, the published formula, BCE and focal loss, or cross-entropy
+
+    Examples
+    --------
+    asl_bench --quick
+    asl_bench --task multi --sizes 128x1000 --dtypes bfloat16 --device cuda --out mine.json
+    """
+    from asl.benchmark.measure import run_benchmark     # brings PyTorch, which -h does without
     return run_benchmark(options)
 
 # %% ../nbs/09_bench.ipynb #9c083f9f

@@ -10,17 +10,23 @@ from pathlib import Path
 
 from .cli import command, with_options
 from .training.options import Options
-from .training.pipeline import run_training
 
 # %% ../nbs/07_train.ipynb #0f47c418
 @with_options(Options)
 def train(options:Options)->Path: # The run folder
-    "Train a classifier of your own images, or of digit collages, and keep the run in a folder"
+    """Train a classifier of your own images, or of handwritten digits, and keep the run in a folder
+
+    Examples
+    --------
+    asl_train                                      # digits, in a minute: does it work here?
+    asl_train labels.csv --images photos --epochs 5
+    """
+    from asl.training.pipeline import run_training     # brings PyTorch, which -h does without
     return run_training(options)
 
 def main(argv:list|None=None):
     "The command `asl_train`"
-    command(train, 'asl_train', argv, 'stopped; what was written is kept, and --resume goes on with it')
+    command(train, 'asl_train', argv, 'stopped before its first step: there is nothing to save')
 
 # %% ../nbs/07_train.ipynb #e4b99c46
 if __name__ == '__main__' and __package__: main()    # python -m asl.train, for torchrun -m

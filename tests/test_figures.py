@@ -7,7 +7,7 @@ import pytest, torch
 from PIL import Image
 
 from asl.training.figures import Outcome, draw_ap, draw_map, figures
-from asl.training.page import report_html, write_report
+from asl.training.page import _groups, report_html, write_report
 
 void = {'meta', 'img', 'br', 'hr', 'input', 'link'}
 
@@ -87,7 +87,7 @@ def test_many_classes():
     o = multi(n=100, C=9605, classes=['a name of some length '*3]*9605)
     width, height = size(quiet(o)['ap'])
     assert width < 1000 and 2000 < height < 3000
-    assert len(page(o).all('li')) < 24*12
+    assert len(page(o).all('li')) < 36*13
 
 def axes():
     from matplotlib.figure import Figure
@@ -109,15 +109,99 @@ def test_the_best_epoch_is_found_between_nans():
     assert 'best epoch by mAP (3)' in text and 'last epoch (5)' in text
     assert 'best epoch' not in page(multi(epochs=1)).text
 
-@pytest.mark.parametrize('n', [1, 2, 5, 24, 40])
+@pytest.mark.parametrize('n', [1, 2, 5, 24, 40, 100])
 def test_no_image_is_shown_twice(n):
-    shown = [a['alt'] for a in page(multi(n=n)).all('img') ]
+    shown = [a['alt'] for a in page(multi(n=n)).all('img')]
+    assert 1 <= len(shown) == len(set(shown)) <= min(n, 36)
+    shown = [a['alt'] for a in page(single(n=n)).all('img')]
     assert len(shown) == len(set(shown)) == min(n, 24)
 
-def test_best_and_worst_by_loss():
-    o = multi(losses=torch.arange(40.).flip(0))
-    shown = [a['alt'] for a in page(o, names=list(range(40))).all('img')]
-    assert shown == [f'validation image {i}' for i in [*range(39, 27, -1), *range(12)]]
+def groups(o): return {title: chosen for title, _, chosen in _groups(o)}
+
+def test_with_one_label_best_and_worst_are_by_loss():
+    o = single()._replace(losses=torch.arange(40.).flip(0))
+    assert groups(o) == {'Best predictions': [*range(39, 27, -1)], 'Worst predictions': [*range(12)]}
+
+def test_mistakes_come_by_kind_and_the_surest_first():
+    y = torch.tensor([[1., 0], [1, 0], [0, 0], [0, 0], [1, 1], [0, -100], [1, 0]])
+    p = torch.tensor([[.4, .1], [.1, .1], [.6, .2], [.4, .3], [.9, .8], [.1, 1], [.6, .7]])
+    o = multi(n=7, C=2)._replace(targets=y, logits=p.logit(), losses=torch.tensor([5., 6, 1, 2, 4, 0, 7]))
+    assert groups(o) == {'Missed labels': [1, 0, 6], 'False labels': [2], 'Best predictions': [4]}
+
+def test_images_without_a_label_that_nothing_is_said_of_are_not_shown():
+    n = 200
+    y = torch.zeros(n, 7)
+    y[:20, 0] = 1
+    shown = groups(multi(n=n)._replace(targets=y, logits=torch.where(y == 1, 2., -2.), losses=1-y[:, 0]))
+    assert [*map(len, shown.values())] == [0, 0, 12] and all(i < 20 for i in shown['Best predictions'])
+
+def test_soft_labels_are_shown_as_what_they_are_nearer_to():
+    o = multi(n=1, C=2, logits=torch.tensor([[3., 2]]), targets=torch.tensor([[.7, .2]]))
+    assert marks(o) == ['there', 'not there']
+
+def test_the_first_batch_is_shown_with_its_labels():
+    seen = [(Image.new('RGB', (300, 300)), torch.tensor([1., 0, 1])), (picture(3), torch.tensor([0., -100, 0]))]
+    o = multi(C=3)
+    parsed = Page(report_html('t', {}, o, picture, [*range(40)], {}, {}, seen))
+    images = [a for a in parsed.all('img') if a['alt'].startswith('training image')]
+    assert 'class 0, class 2' in parsed.text and len(images) == 2 and images[0]['src'].startswith('data:image/jpeg')
+    classes = Page(report_html('t', {}, single(), picture, [*range(40)], {}, {}, [(picture(1), torch.tensor(5))]))
+    assert 'Labels: class 5' in classes.text
+    assert 'First training batch' not in page(o).text
+
+def test_notes_are_shown_whatever_they_say():
+    notes = dict(weights='random', diverged=True, stopped='after epoch 7: <no gain>')
+    text = Page(report_html('t', {}, multi(), picture, [*range(40)], {}, notes)).text
+    assert all(said in text for said in ('weights: random', 'diverged: yes', 'stopped: after epoch 7: <no gain>'))
+
+def alpha(png): return Image.open(BytesIO(png)).convert('RGBA').getchannel('A')
+
+def test_plots_are_transparent_and_their_ink_reads_on_white_and_on_black():
+    for png in figures(multi()).values():
+        assert alpha(png).getpixel((0, 0)) == 0
+        image = Image.open(BytesIO(png)).convert('RGBA')
+        solid = {colour for _, colour in image.getcolors(image.width*image.height) if colour[3] == 255}
+        assert solid and all(40 < sum(colour[:3])/3 < 215 for colour in solid)
+
+def made_font(letters, path):
+    "A font file with a triangle for each of these letters"
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    for corner in ((0, 700), (900, 0)): pen.lineTo(corner)
+    pen.closePath()
+    letters = [*dict.fromkeys(letters)]
+    names = ['.notdef', *(f'u{ord(c):X}' for c in letters)]
+    font = FontBuilder(1000)
+    font.setupGlyphOrder(names)
+    font.setupCharacterMap({ord(c): name for c, name in zip(letters, names[1:])})
+    font.setupGlyf(dict.fromkeys(names, pen.glyph()))
+    font.setupHorizontalMetrics(dict.fromkeys(names, (1000, 0)))
+    font.setupHorizontalHeader(ascent=800, descent=-200)
+    font.setupNameTable(dict(familyName='Made For A Test', styleName='Regular'))
+    font.setupOS2(sTypoAscender=800)
+    font.setupPost()
+    font.save(path)
+
+def test_names_are_drawn_by_a_font_that_has_their_letters(tmp_path, monkeypatch):
+    from matplotlib.font_manager import fontManager
+    own = [font for font in fontManager.ttflist if font.name.startswith(('DejaVu', 'Last Resort'))]
+    monkeypatch.setattr(fontManager, 'ttflist', own)
+    names = ['a', '猫', '\U0001f9a2 swan', 'कुत्ता', '❤\ufe0f']      # the last one asks for colours
+    def title_and_families():
+        ax = axes()
+        draw_ap(ax, torch.arange(5)/5, names)
+        return ax.get_title(loc='left'), ax.get_yticklabels()[0].get_fontfamily()
+    said, families = title_and_families()
+    assert said == '3 names with boxes for letters: install the font Noto Emoji, Noto Sans CJK, Noto Sans Devanagari'
+    assert families == ['DejaVu Sans']
+    made_font('猫कुत्ता', tmp_path/'made.ttf')
+    fontManager.addfont(tmp_path/'made.ttf')
+    said, families = title_and_families()
+    assert said == '1 name with boxes for letters: install the font Noto Emoji'
+    assert families == ['DejaVu Sans', 'Made For A Test']
+    assert size(quiet(multi(C=5, classes=names))['ap'])[0] < 1000
 
 def marks(o): return [a['aria-label'] for a in page(o).all('span') if 'role' in a]
 
@@ -145,7 +229,8 @@ def test_names_are_text():
     o = multi(classes=[evil]*7, records=[record(**{evil: 1.})])
     html = report_html(evil, {evil: evil, 'model': evil, 'versions': {evil: [evil]}}, o, picture, [evil]*40, figures(o))
     parsed = Page(html)
-    assert '<script' not in html and not parsed.all('script') and len(parsed.all('img')) == 4+24
+    assert '<script' not in html and not parsed.all('script')
+    assert len(parsed.all('img')) == 4+sum(map(len, groups(o).values()))
     assert evil in parsed.text and not any('onerror' in a for a in parsed.all('img'))
 
 def test_pictures_are_small_and_few_pixels_stay_sharp():

@@ -1,5 +1,6 @@
 "Networks on pictures and on collages: the search for a rate, what is resumed, and trainings of a few steps"
-import json, os, sys
+import json, math, os, sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from experiment import Cell, claimed
 from finetune import lacking, logits, moved, network, optimizer_of, trained
 from parts import part_of
 from real import data
+from real.record import CollageRecord
 
 CELL = Cell('clipart', 'scratch', 'all', 1., 'ASL + prior')
 RATES = [.5, 1., 2.]
@@ -209,6 +211,21 @@ def test_a_situation_trains_and_is_resumed(tmp_path, monkeypatch):
     finetune.append(tmp_path/'c.jsonl', line)
     assert collages.runs_in(tmp_path/'c.jsonl', 'tiny') == {('ASL + prior', .01, 0): line}
     assert collages.runs_in(tmp_path/'c.jsonl', 'other') == {}
+
+def test_the_record_has_what_each_seed_gave_and_knows_what_is_whole(tmp_path):
+    out = tmp_path/'c.jsonl'
+    best = {'BCE + prior': .02, 'ASL + prior': .04}
+    for loss, rate, seed in product(best, (.01, .02, .04, .08), (1, 0)):
+        value = 50-abs(math.log2(rate/best[loss]))+seed
+        finetune.append(out, dict(situation='plain', loss=loss, rate=rate, seed=seed, gradient=.1, small=0.,
+            valid=value, test=value+10*(loss == 'ASL + prior'), curve=[value], cpu_s=1., machine=dict(cpu='one')))
+    finetune.append(out, dict(experiment.lines_of(out)[0], situation='long'))
+    collages.collect(out, tmp_path/'c.json')
+    found = CollageRecord(tmp_path/'c.json', seeds=2)
+    assert found.best('plain', 'BCE + prior')['test'] == [50, 51] and found.chosen('plain', 'ASL + prior') == .04
+    assert found.lead('plain').tolist() == [10, 10] and found.machines == [dict(cpu='one')]
+    assert found.whole('plain', *best) and not found.whole('long', *best) and not found.whole('mean', *best)
+    assert not CollageRecord(tmp_path/'c.json', seeds=3).whole('plain', *best)
 
 def TINY(split, seed=0, n_classes=80):
     from asl.training.digits import digit_collages

@@ -100,9 +100,9 @@ def test_help_names_every_option():
 
 def test_a_missing_extra_is_one_line(tmp_path):
     code = ("import asl.cli as c, asl.train as t; find = c.find_spec; "
-        "c.find_spec = lambda p: None if p == 'torchmetrics' else find(p); t.main()")
+        "c.find_spec = lambda p: None if p == 'safetensors' else find(p); t.main()")
     result = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
-    assert "torchmetrics" in refusal(result) and "pip install 'asymmetric-loss[train]'" in result.stderr
+    assert "safetensors" in refusal(result) and "pip install 'asymmetric-loss[train]'" in result.stderr
     assert not list(tmp_path.iterdir())
 
 def test_ctrl_c_is_one_line(tmp_path):

@@ -15,7 +15,9 @@ TESTS = {               # by module, or by room for all that stand in it: which 
     'ops.tiles': ['linear'], 'functional': ['functional'], 'posterior': ['posterior'], 'loss': ['loss'],
     'missing': ['missing'], 'adaptive': ['adaptive'], 'jax': ['jax'], 'linear': ['linear'],
     'distributed': ['class_parallel'], 'bench': ['bench'], 'benchmark': ['bench'],
-    'training.images': ['images'], 'training.labels': ['images'], 'training.batches': ['images'],
+    'training.images': ['images', 'datasets', 'pictures'], 'training.targets': ['datasets'],
+    'training.stored': ['datasets'], 'training.coco': ['datasets'], 'training.labels': ['images', 'tables'],
+    'training.table': ['tables', 'images'], 'training.batches': ['images'],
     'training.figures': ['figures'], 'training.page': ['figures'],
     'training': TRAINING, 'train': ['train'], 'predict': TRAINING, 'cli': ['bench'],
 }

@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/53_benchmark.measure.ipynb #c21cf3c9
 import math, os, platform, re, shutil, sys, time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import date
 from functools import partial
 from importlib.metadata import version
@@ -21,6 +21,7 @@ import torch
 
 from .. import __version__
 from .heads import draw_heads, head_inputs, head_table, heads, measure_heads
+from .options import BenchOptions
 from .race import entrants, inputs, measure, warm_up
 from .report import draw, hardware, save_plot, save_record, table, title
 from ..cli import Refused, check, find_device, fixed, need, versions
@@ -38,26 +39,6 @@ def raced_versions() -> dict:
     "Of Python and of the packages in the race, and the number of threads"
     installed = [package for package in ('timm', 'torchvision', 'triton') if find_spec(package)]
     return versions() | dict(asl=__version__) | {package: version(package) for package in installed}
-
-# %% ../../nbs/53_benchmark.measure.ipynb #24c05c4f
-@dataclass(kw_only=True)
-class BenchOptions:
-    "What `asl_bench` can be asked for"
-    task:str='both'         # Task: multi (label), single or both
-    linear:bool=False       # Instead of losses: a last layer and the multi-label loss, plain and in tiles
-    features:int=256        # Features that the last layer sees, with --linear
-    sizes:str|None=None     # Rows x classes, a list (64x80,512x9605,128x50000; --linear: up to 256x670091)
-    dtypes:str|None=None    # Of logits or weights, a list of float32, bfloat16, float16 (first two; --linear: first)
-    easy:str|None=None      # Shares of easy negatives for multi, a list (0,.5,.9,.99; --linear: also .8, .999)
-    repeats:int|None=None   # Samples of each large case; small ones get up to 20 times as many (9; --linear: 5)
-    device:str='cpu'        # Where: cpu or cuda
-    threads:int|None=None   # Threads of the CPU (as many as PyTorch takes by itself)
-    seed:int=0              # Seed of logits and targets
-    no_compile:bool=False   # Leave torch.compile out
-    quick:bool=False        # Two small sizes, few samples, nothing compiled: some seconds, and no judgement
-    out:str|None=None       # Write the measurements to this JSON file
-    plot:str|None=None      # Draw them into this .png, .svg or .pdf
-    force:bool=False        # Overwrite these files
 
 # %% ../../nbs/53_benchmark.measure.ipynb #f779a790
 FULL = dict(sizes='64x80,512x9605,128x50000', dtypes='float32,bfloat16', easy='0,.5,.9,.99', repeats=9)
@@ -115,7 +96,6 @@ def check_writable(options, name):
 def check_values(options, easy):
     "Refuse a value that cannot be meant; easy are the shares as numbers"
     needs = partial(check, options)
-    needs('task', lambda task: task in TASKS, 'multi, single or both')
     needs('easy', lambda _: all(0 <= share <= 1 for share in easy), 'shares from 0 to 1')
     for name in ('repeats', 'threads', 'features'): needs(name, lambda number: number >= 1, '1 or more')
     needs('seed', lambda seed: 0 <= seed < 2**62, 'a number from 0 to below 2**62')

@@ -9,32 +9,37 @@ __all__ = ['transform', 'Batches']
 import hashlib, random, re
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..cli import Refused
+from ..cli import Refused, obey_parent_only
 from .images import read_rgb
 from .labels import ImageSet
 
 # %% ../../nbs/33_training.batches.ipynb #80e529ad
 @contextmanager
-def _seeded(*numbers):
-    "Inside, Python's, numpy's and PyTorch's random numbers follow from `numbers`; the caller's go on afterwards"
+def _undisturbed():
+    "What is drawn inside of Python's, numpy's and PyTorch's random numbers is not missed outside"
     import numpy as np
     python_state = random.getstate()
     numpy_state = np.random.get_state()
     torch_state = torch.get_rng_state()
-    seed = int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:4], 'little')
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)
     try: yield
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         torch.set_rng_state(torch_state)
+
+def _seed(*numbers):
+    "From here on, all random numbers follow from these"
+    import numpy as np
+    seed = int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:4], 'little')
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
 
 # %% ../../nbs/33_training.batches.ipynb #af84a8ae
 class _Crop:
@@ -58,7 +63,9 @@ def _policy(name, make):
     try:
         if not any(re.fullmatch(pattern, name) for pattern in POLICIES): raise ValueError
         made = make()
-        with _seeded(0): made(Image.new('RGB', (8, 8)))
+        with _undisturbed():
+            _seed(0)
+            made(Image.new('RGB', (8, 8)))
     except Exception:
         choices = 'choose none, crop, or a policy of timm such as rand-m7-mstd0.5, augmix-m3 or v0'
         raise Refused(f'--augment {name}: {choices}') from None
@@ -70,6 +77,7 @@ def transform(
     train:bool=False,    # Distort at random?
     augment:str='crop',  # 'none', 'crop', or a policy of timm such as 'rand-m7-mstd0.5' on top of crops
     flip:bool=True,      # Mirror half of the crops?
+    reprob:float=0.,     # Probability that a part is erased
 )->Callable:             # From a PIL image to (3, size, size) float32, normalised; Refused for an unknown policy
     "How a picture becomes a tensor"
     from timm.data.transforms_factory import create_transform
@@ -77,8 +85,10 @@ def transform(
         return create_transform((3, config['size'], config['size']), mean=config['mean'], std=config['std'],
             interpolation=config['interpolation'], **more)
 
+    if reprob and augment == 'none': raise Refused('--reprob: erases a part, and --augment none leaves all as it is')
     if not train or augment == 'none': return make(crop_pct=1., crop_mode='squash')
     random_part = dict(is_training=True, scale=(.6, 1.), hflip=.5*flip, color_jitter=None)
+    random_part |= dict(re_prob=reprob, re_mode='pixel')
     if augment == 'crop': made = make(**random_part)
     else: made = _policy(augment, lambda: make(**random_part, auto_augment=augment))
     made.transforms[0] = _Crop(made.transforms[0])
@@ -87,22 +97,30 @@ def transform(
 # %% ../../nbs/33_training.batches.ipynb #d3c3ad5e
 class _Pictures(Dataset):
     "Pictures by (epoch, index); what cannot be read is returned as its error"
-    def __init__(self, data, transform, seed):
+    def __init__(self, data, transform, seed, read):
         self.data = data
         self.transform = transform
         self.seed = seed
+        self.read = read
 
-    def __getitem__(self, item):
-        epoch, i = item
-        try: picture = read_rgb(self.data.files[i])
+    def __getitem__(self, item): return self.__getitems__([item])[0]
+
+    def __getitems__(self, items):
+        "A batch; PyTorch's loader asks for all of it at once"
+        with _undisturbed(): return [self._picture(*item) for item in items]
+
+    def _picture(self, epoch, i):
+        "An image as a tensor"
+        try: picture = self.read(self.data.files[i])
         except Refused as e: return Refused(f'{self.data.at(i)}: {e}')
-        with _seeded(self.seed, epoch, i): return self.transform(picture)
+        _seed(self.seed, epoch, i)
+        return self.transform(picture)
 
 def _stack(pictures):
-    "A batch, (b, 3, size, size), or the first error in it"
-    for picture in pictures:
-        if isinstance(picture, Refused): return picture
-    return torch.stack(pictures)
+    "The pictures of a batch, (b, 3, size, size) or None, and the errors in it by their places"
+    errors = {place: picture for place, picture in enumerate(pictures) if isinstance(picture, Refused)}
+    good = [picture for picture in pictures if not isinstance(picture, Refused)]
+    return torch.stack(good) if good else None, errors
 
 # %% ../../nbs/33_training.batches.ipynb #c9e2301c
 class Batches:
@@ -112,14 +130,23 @@ class Batches:
         transform:Callable, # From a PIL image to a tensor
         seed:int=0,         # Of the random part of the transform
         workers:int=0,      # Processes that read ahead; 0 reads when asked
+        *,
+        config:dict|None=None, # Of the network, as for `transform`: the range of deep grey
+        reduced:bool=False,    # May large JPEGs be decoded at a fraction of their size? With config
+        bad:dict|None=None,    # Given: what cannot be read is left out of its batch, and noted here by its index
     ):
         self.data = data
         self.targets = data.targets
         self.classes = data.classes
+        self.bad = bad
+        self.grey_range = (config or {}).get('range')
         self._order = []    # what the loader goes through next, a list of (epoch, index) for each batch
         self._turn = None   # a new object for each iteration, which shows whose turn it is
-        self._loader = DataLoader(_Pictures(data, transform, seed), batch_sampler=self._order, num_workers=workers,
-            collate_fn=_stack, persistent_workers=workers > 0, generator=torch.Generator())
+        at_least = 2*config['size'] if reduced and config else None
+        read = partial(read_rgb, grey_range=self.grey_range, at_least=at_least)
+        self._loader = DataLoader(_Pictures(data, transform, seed, read), batch_sampler=self._order,
+            num_workers=workers, collate_fn=_stack, persistent_workers=workers > 0, generator=torch.Generator(),
+            worker_init_fn=obey_parent_only)
 
     def __len__(self): return len(self.data.files)
 
@@ -131,10 +158,16 @@ class Batches:
         order = list(order)
         self._order[:] = [[(epoch, i) for i in indices.tolist()] for indices in order]
         turn = self._turn = object()
-        for indices, images in zip(order, self._loader):
-            if isinstance(images, Refused): raise images
-            yield images, self.targets[indices]
+        for indices, (images, errors) in zip(order, self._loader):
+            if errors: indices = self._without(indices, errors)
+            if images is not None: yield images, self.targets[indices]
             if self._turn is not turn: raise RuntimeError('batches() was called again before this one had ended')
+
+    def _without(self, indices, errors):
+        "The indices (b,) of the images that could be read; the others are noted, or refused"
+        if self.bad is None: raise Refused(f'{next(iter(errors.values()))}; --skip_bad goes on without')
+        self.bad |= {int(indices[place]): str(error) for place, error in errors.items()}
+        return indices[[place for place in range(len(indices)) if place not in errors]]
 
     @property
     def names(self):
@@ -143,5 +176,5 @@ class Batches:
 
     def picture(self, i):
         "Image `i` as it is, an RGB PIL image"
-        try: return read_rgb(self.data.files[i])
+        try: return read_rgb(self.data.files[i], self.grey_range)
         except Refused as e: raise Refused(f'{self.data.at(i)}: {e}') from None

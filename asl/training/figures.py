@@ -6,7 +6,7 @@
 __all__ = ['Outcome', 'draw_loss', 'draw_map', 'draw_ap', 'draw_reliability', 'draw_gamma', 'figures']
 
 # %% ../../nbs/41_training.figures.ipynb #180ad1c2
-import math, warnings
+import math, unicodedata, warnings
 from collections.abc import Callable
 from io import BytesIO
 from typing import NamedTuple
@@ -76,11 +76,59 @@ def _say(ax, text):
 
 # %% ../../nbs/41_training.figures.ipynb #afe5321c
 MOST_BARS = 100   # of classes; more can't be read in one plot
+EMOJI_STYLE = '\ufe0f'   # asks for colours behind an emoji; fonts without them draw a box for it
 
 def shortened(name, length):
     "A name in one line, its end cut off where it is too long"
     one_line = ' '.join(''.join(c if c.isprintable() else ' ' for c in str(name)).split())
     return one_line if len(one_line) <= length else one_line[:length-1] + '…'
+
+# %% ../../nbs/41_training.figures.ipynb #bb6dbb22
+FONT = 'DejaVu Sans'           # comes with matplotlib
+PLACEHOLDERS = 'Last Resort'   # so does this font: a sign of its script for every letter there is, and no letter
+
+def _draws(file):
+    "Of a font file, a function that tells whether it draws a letter"
+    from matplotlib.font_manager import get_font
+    font = get_font(file)
+    letters = font.get_charmap()
+    def draws(letter):
+        if ord(letter) not in letters: return False
+        try:
+            font.set_size(9, 150)
+            font.load_char(ord(letter))
+        except RuntimeError: return False      # a picture in colours
+        return True
+    return draws
+
+def _fonts_for(texts):
+    "Font families to draw these texts with, and the letters that none of this machine has"
+    from matplotlib.font_manager import findfont, fontManager
+    known = _draws(findfont(FONT))
+    missing = {letter for text in texts for letter in text if not (letter.isspace() or known(letter))}
+    families = [FONT]
+    # Noto's fonts look alike; among others it is the first
+    for font in sorted(fontManager.ttflist, key=lambda font: (not font.name.startswith('Noto'), font.name)):
+        if not missing: break
+        if font.style != 'normal' or font.name in families or PLACEHOLDERS in font.name: continue
+        found = set(filter(_draws(font.fname), missing))
+        if found: families.append(font.name)
+        missing -= found
+    return families, missing
+
+# %% ../../nbs/41_training.figures.ipynb #61a8a9d5
+def _font_lacking(letter):
+    "Which font to install for a letter"
+    script = unicodedata.name(letter, '').partition(' ')[0]
+    if script in ('CJK', 'HIRAGANA', 'KATAKANA', 'HANGUL'): return 'Noto Sans CJK'
+    return 'Noto Emoji' if unicodedata.category(letter) == 'So' else f'Noto Sans {script.title()}'.rstrip()
+
+def _said_of(names, missing):
+    "Why letters are missing in some names, and what to install; nothing where none are"
+    lacking = sum(not missing.isdisjoint(name) for name in names)
+    if not lacking: return []
+    fonts = sorted({_font_lacking(letter) for letter in missing})
+    return [f"{lacking} name{'s' if lacking > 1 else ''} with boxes for letters: install the font {', '.join(fonts)}"]
 
 # %% ../../nbs/41_training.figures.ipynb #12247cfa
 def draw_ap(ax, ap, classes):
@@ -89,12 +137,14 @@ def draw_ap(ax, ap, classes):
     worst = known[ap[known].argsort(stable=True)][:MOST_BARS].tolist()
     ax.barh(range(len(worst)), [100*ap[c].item() for c in worst], height=.7)
     ax.set(xlabel='average precision, %', xlim=(0, 100), ylim=(max(len(worst), 1)-.4, -.6))
-    ax.set_yticks(range(len(worst)), [shortened(classes[c], 32) for c in worst], fontsize=8, parse_math=False)
+    names = [shortened(classes[c], 32).replace(EMOJI_STYLE, '') for c in worst]
+    families, missing = _fonts_for(names)
+    ax.set_yticks(range(len(worst)), names, fontsize=8, parse_math=False, fontfamily=families)
     ax.grid(False, axis='y')
     left_out = []
     if len(worst) < len(known): left_out.append(f'the worst {len(worst)} of {len(known)} classes')
     if len(known) < len(ap): left_out.append(f'{len(ap)-len(known)} without positives left out')
-    ax.set_title('; '.join(left_out), fontsize=9, loc='left')
+    ax.set_title('\n'.join([*_said_of(names, missing), *filter(None, ['; '.join(left_out)])]), fontsize=9, loc='left')
     if not worst: _say(ax, 'no class has a positive')
 
 # %% ../../nbs/41_training.figures.ipynb #6d34807d
@@ -137,6 +187,7 @@ def _axes_below(ax):
     return ax.inset_axes((0, -.36, 1, .28), sharex=ax)
 
 # %% ../../nbs/41_training.figures.ipynb #0f557298
+GREY = '#7a7a7a'   # of lines and letters: more than 4 : 1 against a white page and against a dark one
 FEW = 20   # a share of fewer cases than these says little, and is pale
 
 class Dots(NamedTuple):
@@ -158,7 +209,7 @@ def _dots(ax, kind, bins):
 def draw_reliability(ax, outcome):
     "How often it is so over what is said, by score and posterior; below, how many entries there are"
     below = _axes_below(ax)
-    ax.plot((0, 1), (0, 1), color='#7a7a7a', lw=1)
+    ax.plot((0, 1), (0, 1), color=GREY, lw=1)
     reliability = _reliability(outcome)
     for kind, bins in reliability.items():
         _dots(ax, kind, bins)
@@ -189,17 +240,19 @@ def draw_gamma(ax, records):
 LOOK = {'axes.spines.top': False, 'axes.spines.right': False,
     'axes.grid': True, 'grid.alpha': .25, 'axes.axisbelow': True,
     'font.size': 11, 'axes.prop_cycle': "cycler('color', ['2f7fc1', 'd55e00'])"}
+INK = 'text.color', 'axes.labelcolor', 'axes.titlecolor', 'axes.edgecolor', 'xtick.color', 'ytick.color', 'grid.color'
 
 def _png(draw, *args, width=5.2, height=3.2):
     "A figure with one pair of axes, drawn by `draw(ax, *args)`, as PNG; its size in inches, of 150 pixels"
     from matplotlib import style
     from matplotlib.figure import Figure
     png = BytesIO()
-    with style.context(['default', LOOK]), warnings.catch_warnings():
-        warnings.filterwarnings('ignore', 'Glyph')     # letters that the font lacks
+    with style.context(['default', LOOK, dict.fromkeys(INK, GREY)]), warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Glyph')     # letters that no font has
         figure = Figure((width, height), layout='constrained')
         draw(figure.add_subplot(), *args)
-        figure.savefig(png, dpi=150, bbox_inches='tight', pad_inches=.08, metadata=dict(Software=None))
+        figure.savefig(png, dpi=150, bbox_inches='tight', pad_inches=.08, metadata=dict(Software=None),
+            transparent=True)
     return png.getvalue()
 
 # %% ../../nbs/41_training.figures.ipynb #cff08fe6

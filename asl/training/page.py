@@ -8,7 +8,7 @@ __all__ = ['report_html', 'write_report']
 # %% ../../nbs/42_training.page.ipynb #234d386d
 import json, math, struct
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from .folder import write
 
 # %% ../../nbs/42_training.page.ipynb #444cc9c7
 PAGE = '''{% from 'table.html' import table %}
-{% from 'card.html' import card %}
+{% from 'card.html' import card, seen %}
 <!doctype html>
 <html lang="en">
 <head>
@@ -35,6 +35,9 @@ PAGE = '''{% from 'table.html' import table %}
 <main>
 <h1>{{ title }}</h1>
 <p class="soft">{{ summary }}</p>
+{% for note in notes %}
+<p class="note"><b>{{ note.name }}</b>: {{ note.text }}</p>
+{% endfor %}
 <h2>Scores</h2>
 {{ table(score_head, score_rows) }}
 <details>
@@ -50,8 +53,17 @@ PAGE = '''{% from 'table.html' import table %}
 </figure>
 {% endfor %}
 </div>
+{% if first_batch %}
+<h2>First training batch</h2>
+<p class="soft">What the network saw in its first step: pictures as training distorts them, with their labels.</p>
+<ul class="cards">
+{% for image in first_batch %}
+{{ seen(image) }}
+{% endfor %}
+</ul>
+{% endif %}
 {% for part in predictions %}
-<h2>{{ part.title }} predictions</h2>
+<h2>{{ part.title }}</h2>
 <p class="soft">{{ part.what }}. {{ legend }}.</p>
 <ul class="cards">
 {% for image in part.images %}
@@ -78,7 +90,18 @@ TABLE = '''{% macro table(head, rows) %}
 '''
 
 # %% ../../nbs/42_training.page.ipynb #a8364196
-CARD = '''{% macro card(image) %}
+CARD = '''{% macro labels(image) %}
+<p>{% if image.labels %}Labels: {{ image.labels|join(', ') }}{% else %}No label{% endif %}</p>
+{%- endmacro %}
+{% macro seen(image) %}
+<li>
+<div class="image">
+<img {% if image.picture.tiny %}class="tiny" {% endif %}src="{{ image.picture.uri }}" alt="{{ image.alt }}">
+</div>
+{{ labels(image) }}
+</li>
+{%- endmacro %}
+{% macro card(image) %}
 <li>
 <div class="image">
 {% if image.picture %}
@@ -88,7 +111,7 @@ CARD = '''{% macro card(image) %}
 {% endif %}
 </div>
 <p class="name">{{ image.name }}, loss {{ image.loss }}</p>
-<p>{% if image.labels %}Labels: {{ image.labels|join(', ') }}{% else %}No label{% endif %}</p>
+{{ labels(image) }}
 <ol>
 {% for label in image.listed %}
 <li class="{{ label.mark.kind }}"><span role="img" aria-label="{{ label.mark.word }}">{{ label.mark.sign }}</span>
@@ -117,11 +140,11 @@ table { border-collapse: collapse; margin: .5rem 0; font-variant-numeric: tabula
 th, td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--rule); font-weight: normal; text-align: left;
   vertical-align: top }
 thead th { font-weight: 600; vertical-align: bottom }
+.note { margin: .3rem 0 }
 summary { cursor: pointer }
 .plots { columns: 2 460px; column-gap: 1.5rem }
 .plot { margin: 0 0 1.5rem; break-inside: avoid }
-.plot img { display: block; max-width: 100%; height: auto; margin: auto; padding: 8px; background: #fff;
-  border: 1px solid var(--rule); border-radius: 6px }
+.plot img { display: block; max-width: 100%; height: auto; margin: auto }
 figcaption { font-size: .9rem; margin-top: .4rem }
 .cards { list-style: none; margin: 0; padding: 0; display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(158px, 1fr)) }
@@ -179,6 +202,10 @@ def _setting_rows(settings):
     return [[str(name), value if isinstance(value, str) else json.dumps(value, default=str)]
         for name, value in settings.items()]
 
+def _shown_notes(notes):
+    "Each note with its text: true is a yes"
+    return [dict(name=name, text='yes' if text is True else str(text)) for name, text in notes.items()]
+
 def _summary(settings, outcome):
     "What stands under the title: what was trained on which data, and how much of it there was"
     said = [str(settings[name]) for name in ('model', 'loss', 'data', 'date') if settings.get(name) is not None]
@@ -217,6 +244,11 @@ def _plot(name, png):
 SIDE = 224   # of a picture on the page, in pixels, at most
 TINY = 64    # a picture of this side or less is shown as it is, each pixel as a square
 
+def to_picture(pixels):
+    "Pixels, (3, height, width) uint8, as a picture of PIL"
+    from PIL import Image
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
 def _small_picture(image):
     "A picture for the template; JPEG, and lossless PNG if it is tiny"
     tiny = max(image.size) <= TINY
@@ -245,8 +277,10 @@ def _listed_classes(p, truth):
     n_probable = int((p >= .5).sum())
     n_to_last_true = true_ranks[-1]+1 if true_ranks else 0
     n_first = min(LISTED, len(p), max(1, n_probable, n_to_last_true))
-    missed = [rank for rank in true_ranks if rank >= n_first]
-    return order[[*range(n_first), *missed[:LISTED]]].tolist()
+    missed = [rank for rank in true_ranks if rank >= n_first][-LISTED:]
+    false_ranks = (truth[order[:n_probable]] == 0).nonzero().flatten().tolist()
+    believed = [rank for rank in false_ranks[:1] if rank >= n_first]
+    return order[[*range(n_first), *believed, *missed]].tolist()
 
 # %% ../../nbs/42_training.page.ipynb #4e81b435
 LONGEST = 40   # characters of a name on a card
@@ -259,6 +293,11 @@ def _label_names(classes, truth):
     if len(there) > NAMED: names.append(f'{len(there)-NAMED} more')
     return names
 
+def _truth(target, n_classes):
+    "What an image's target, (C,) or a class index, says of each class: 1, 0, or -100; a share is rounded"
+    if not target.ndim: return torch.nn.functional.one_hot(target.long(), n_classes)
+    return torch.where(target < 0, target, (target >= .5).to(target)).long()
+
 def _end_of(name):
     "The end of an image's name in one line: the start is a folder that many share"
     name = shortened(name, 1000)
@@ -268,8 +307,7 @@ def _end_of(name):
 def _card(outcome, i, picture, name):
     "Validation image i for the template: itself, its name and loss, its labels, and what the model takes to be there"
     p = outcome.posterior(outcome.logits[i:i+1])[0]
-    truth = outcome.targets[i]
-    if not truth.ndim: truth = torch.nn.functional.one_hot(truth.long(), len(p))
+    truth = _truth(outcome.targets[i], len(p))
     listed = []
     for c in _listed_classes(p, truth):
         name_shown = shortened(outcome.classes[c], LONGEST)
@@ -279,22 +317,65 @@ def _card(outcome, i, picture, name):
     return dict(picture=small, alt=f'validation image {name}', name=_end_of(name), loss=f'{outcome.losses[i]:.3g}',
         labels=_label_names(outcome.classes, truth), listed=listed)
 
+# %% ../../nbs/42_training.page.ipynb #52d33162
+def _seen_cards(first_batch, classes):
+    "Pictures of the first batch for the template, each with its labels"
+    cards = []
+    for i, (picture, target) in enumerate(first_batch):
+        labels = _label_names(classes, _truth(target, len(classes)))
+        cards.append(dict(picture=_small_picture(picture), alt=f'training image {i+1}', labels=labels))
+    return cards
+
 # %% ../../nbs/42_training.page.ipynb #bdaac79c
-def _best_and_worst(outcome, most=12):
-    "Indices of the images with the smallest loss, and of those with the largest, no image twice"
-    known = (outcome.targets != -100).reshape(len(outcome.targets), -1).any(1).nonzero().flatten()
-    order = known[outcome.losses[known].argsort(stable=True)].tolist()
-    n_best = min(most, (len(order)+1)//2)
-    worst_first = order[n_best:][::-1]
-    return order[:n_best], worst_first[:most]
+def _mistakes(outcome):
+    """How sure the surest mistake of each image is, of both kinds, each (n,), -1 where there is none.
+
+    It is 1-p of a label that is there, p of one that is not, across the even chance or where a false one is above."""
+    missed = []
+    believed = []
+    for logits, targets in zip(outcome.logits.split(256), outcome.targets.split(256)):
+        p = outcome.posterior(logits).nan_to_num(0)
+        lowest = torch.where(targets >= .5, p, 2).amin(1)                           # 2 and -1: there is no such label
+        highest = torch.where((targets >= 0) & (targets < .5), p, -1).amax(1)
+        swapped = highest > lowest
+        missed.append(torch.where((lowest < .5) | swapped, 1-lowest, -1))
+        believed.append(torch.where((highest >= .5) | swapped, highest, -1))
+    return torch.cat(missed), torch.cat(believed)
+
+def _first(scores, taken, most):
+    "Indices of the highest scores that are possible and whose image is not taken; it is now"
+    order = [i for i in scores.argsort(descending=True, stable=True).tolist() if scores[i] >= 0 and i not in taken]
+    taken.update(order[:most])
+    return order[:most]
+
+# %% ../../nbs/42_training.page.ipynb #a6e237c9
+MISSED = ('Missed labels', 'Labels that are there, and got less than an even chance, or less than one that is not; '
+    'the least probable first')
+BELIEVED = ('False labels', 'Labels that are not there, and got an even chance or more, or more than one '
+    'that is; the most probable first: mistakes of the model, or of the labels')
+BEST = 'Best predictions', 'The smallest losses of images that have labels'
+WORST = 'Worst predictions', 'The largest losses: hard images, or wrong labels'
+MOST_CARDS = 12   # in a group
+
+def _groups(outcome):
+    "Which images are shown, no image twice: for each group its title, what it is, and indices"
+    targets = outcome.targets
+    known = (targets != -100).reshape(len(targets), -1).any(1)
+    loss = outcome.losses.nan_to_num(0)
+    taken = set()
+    if targets.ndim == 1:
+        most = min(MOST_CARDS, (int(known.sum())+1)//2)
+        best = _first(torch.where(known, loss.max()-loss, -1), taken, most)
+        return [(*BEST, best), (*WORST, _first(torch.where(known, loss, -1), taken, most))]
+    most = min(MOST_CARDS, (int(known.sum())+2)//3)
+    groups = [(*words, _first(sure, taken, most)) for words, sure in zip((MISSED, BELIEVED), _mistakes(outcome))]
+    labelled = (targets >= .5).any(1)
+    return [*groups, (*BEST, _first(torch.where(labelled, loss.max()-loss, -1), taken, most))]
 
 def _predictions(outcome, picture, names):
-    "Both groups of cards for the template; one without images is left out"
-    best, worst = _best_and_worst(outcome)
-    groups = (('Best', 'The smallest losses', best),
-              ('Worst', 'The largest losses: hard images, or wrong labels', worst))
+    "The groups of cards for the template; one without images is left out"
     return [dict(title=title, what=what, images=[_card(outcome, i, picture, names[i]) for i in chosen])
-        for title, what, chosen in groups if chosen]
+        for title, what, chosen in _groups(outcome) if chosen]
 
 # %% ../../nbs/42_training.page.ipynb #9abccac0
 def report_html(
@@ -304,13 +385,15 @@ def report_html(
     picture:Callable, # From the index of a validation image to a PIL image
     names:list,       # Names of the validation images, such as their files
     plots:dict,       # PNG bytes by name, as from `figures`
+    notes:Mapping={}, # What else has to be known, such as the weights that it began with
+    first_batch:Sequence=(), # Pictures of PIL with their targets: what the network saw in its first step
 )->str:
     "One page about a run, with everything in it"
     score_head, score_rows = _score_table(outcome.records)
-    return _render(title=title, summary=_summary(settings, outcome),
+    return _render(title=title, summary=_summary(settings, outcome), notes=_shown_notes(notes),
         score_head=score_head, score_rows=score_rows, setting_rows=_setting_rows(settings),
         plots=[_plot(name, png) for name, png in plots.items()],
-        predictions=_predictions(outcome, picture, names),
+        first_batch=_seen_cards(first_batch, outcome.classes), predictions=_predictions(outcome, picture, names),
         legend=', '.join(f'{mark.sign} {mark.word}' for mark in MARKS.values()))
 
 # %% ../../nbs/42_training.page.ipynb #dc6b4ebd
@@ -321,10 +404,12 @@ def write_report(
     outcome:Outcome,
     picture:Callable, # From the index of a validation image to a PIL image
     names:list,       # Names of the validation images, such as their files
+    notes:Mapping={}, # What else has to be known, such as the weights that it began with
+    first_batch:Sequence=(), # Pictures of PIL with their targets: what the network saw in its first step
 )->Path:              # report.html in that folder, beside each plot as a .png
     "Write the plots of a run, and one page with everything in it"
     plots = figures(outcome)
     for name, png in plots.items(): write(Path(run)/f'{name}.png', png)
     path = Path(run)/'report.html'
-    write(path, report_html(title, settings, outcome, picture, names, plots))
+    write(path, report_html(title, settings, outcome, picture, names, plots, notes, first_batch))
     return path

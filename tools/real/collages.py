@@ -1,6 +1,7 @@
 """Why does ASL lead on digit collages? Against BCE, both from the prior: one thing changed at a time, at all rates.
 
     python tools/real/collages.py --out collages.jsonl                    what the file lacks; an hour or two
+    python tools/real/collages.py --out collages.jsonl --collect benchmarks/real_collages.json      the page's record
     python tools/real/collages.py --situations plain/long --seeds 1       some of it, printed
 
 The network is that of nbs/11_compare.ipynb, trained as there. Both losses run at the same rates: eight of them, each
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from experiment import append, beyond, claimed, lines_of, machine
+from experiment import append, beyond, claimed, lines_of, machine, write_record
 from finetune import convolutions, head_of
 from losses import Row, loss_of
 from measures import average_precision
@@ -143,13 +144,29 @@ def runs_in(path:Path|None, name:str) -> Runs:
     "What was run of a situation"
     return {(line['loss'], line['rate'], line['seed']): line for line in lines_of(path) if line['situation'] == name}
 
+OF_A_SEED = 'seed', 'valid', 'test', 'curve', 'gradient', 'small', 'cpu_s'
+
+def collect(lines:Path, path:Path):
+    "The trainings of a file as one JSON, a line for each situation, loss and rate, with a list of what each seed gave"
+    cells:dict[tuple, dict] = {}
+    order = [*SITUATIONS]
+    def place(line): return order.index(line['situation']), line['loss'], line['rate'], line['seed']
+    for line in sorted(lines_of(lines), key=place):
+        common = {name: value for name, value in line.items() if name not in OF_A_SEED}
+        cell = cells.setdefault(place(line)[:3], common | {name: [] for name in OF_A_SEED})
+        for name in OF_A_SEED: cell[name].append(line[name])
+    situations = {name: situation._asdict() for name, situation in SITUATIONS.items()}
+    write_record(path, 'python tools/real/collages.py --out collages.jsonl', [*cells.values()], situations=situations)
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, help='append to this file, and skip what it has')
     names = '/'.join(SITUATIONS)
     parser.add_argument('--situations', default=names, help=f'only these, / between (default: {names})')
     parser.add_argument('--seeds', type=int, default=3)
+    parser.add_argument('--collect', type=Path, help='instead of running, write what --out has as one JSON')
     options = parser.parse_args()
+    if options.collect: return collect(options.out, options.collect)
     torch.set_num_threads(1)
     for name in options.situations.split('/'):
         lock = claimed(options.out, (name,))

@@ -140,21 +140,26 @@ def work(cells:list[Cell], seeds:int, out:Path|None):
             append(out, result)
             print(shown(result), flush=True)
 
+def write_record(path:Path, command:str, cells:list[dict], **more):
+    "Cells as one JSON, a line each; machines, which many have in common, stand once"
+    machines:list[dict] = []
+    for each in cells:
+        if each['machine'] not in machines: machines.append(each['machine'])
+        each['machine'] = machines.index(each['machine'])
+    whole = dict(command=command, machines=machines, **more)
+    text = ',\n'.join(json.dumps(each, separators=(',', ':')) for each in cells)
+    path.write_text(json.dumps(whole, indent=1)[:-2] + ',\n "cells": [\n' + text + '\n]}\n')
+
 def collect(lines:Path, path:Path):
-    "The cells of a file of lines as one JSON, in the order of the plan; what many have in common stands once"
+    "The cells of a file of lines as one JSON, in the order of the plan"
     cells = {cell_of(line): line for line in lines_of(lines)}
     planned = plan()
     others = sorted(cells.keys()-set(planned))     # of finetune.py
     found = [cells[cell] for cell in planned+others if cell in cells]
-    machines:list[dict] = []
     for each in found:                  # measures by name, each with its seeds
         tests = each['test']
         each['test'] = {name: [round(test[name], 2) for test in tests] for name in tests[0]}
-        if each['machine'] not in machines: machines.append(each['machine'])
-        each['machine'] = machines.index(each['machine'])
-    whole = dict(command='python tools/real/experiment.py --out real.jsonl', machines=machines)
-    text = ',\n'.join(json.dumps(each, separators=(',', ':')) for each in found)
-    path.write_text(json.dumps(whole, indent=1)[:-2] + ',\n "cells": [\n' + text + '\n]}\n')
+    write_record(path, 'python tools/real/experiment.py --out real.jsonl', found)
 
 def restore(path:Path, lines:Path):
     "The inverse, but for rounding: to the file of lines what it lacks of a record, so that a run can go on from that"

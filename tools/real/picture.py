@@ -1,4 +1,4 @@
-"""Pictures of the experiment on real data: differences with their intervals, and calibration before and after"""
+"""Pictures and tables of the experiment on real data: differences with their intervals, calibration before and after"""
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
@@ -9,6 +9,11 @@ from .record import WAYS, Record, by_block, by_set, overall
 
 GREY = '#7a7a7a'
 BAR = dict(fmt='o', ms=5, lw=1.4, mew=1.4)
+
+def markdown(head, rows) -> str:
+    "A table"
+    lines = ['| '+' | '.join(map(str, row))+' |' for row in (head, len(head)*['---'], *rows)]
+    return '\n'.join(lines)+'\n'
 
 def point(ax, verdict:Verdict, y:float, color:str, **marker):
     "A mean and its interval; filled where the interval leaves out 0"

@@ -1,4 +1,4 @@
-"""The record of the experiment on real data, asked for numbers by set, way, loss, labels and length"""
+"""The records of the experiments on real data and on collages, asked for numbers by set, way, loss and so on"""
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +65,42 @@ class Record:
             if not cell: return None
             return minus(self.at_rate(cell['rate'], block, loss), self.at_rate(factor*cell['rate'], block, loss))
         return difference
+
+class CollageRecord:
+    "What was run so far of collages.py"
+    def __init__(self, path:Path|str, seeds:int=3):
+        found = json.loads(Path(path).read_text(encoding='utf-8'))
+        self.machines: list[dict] = found['machines']
+        self.command: str = found['command']
+        self.situations: dict[str, dict] = found['situations']
+        self.seeds = seeds
+        self.cells:dict[tuple[str, str], dict[float, dict]] = {}       # by situation and loss, and then by rate
+        for cell in found['cells']: self.cells.setdefault((cell['situation'], cell['loss']), {})[cell['rate']] = cell
+
+    def whole(self, name:str, *losses:str) -> bool:
+        "Has each loss been run by every seed, up to where it gets worse on both sides?"
+        for loss in losses:
+            cells = self.cells.get((name, loss), {})
+            if len(cells) < 3 or any(len(cell['seed']) < self.seeds for cell in cells.values()): return False
+            if self.chosen(name, loss) in (min(cells), max(cells)): return False
+        return True
+
+    def means(self, name:str, loss:str, part='test') -> dict[float, float]:
+        "mAP by rate, mean of the seeds"
+        return {rate: float(np.mean(cell[part])) for rate, cell in sorted(self.cells[name, loss].items())}
+
+    def chosen(self, name:str, loss:str) -> float:
+        "The rate with the best mean on the validation part"
+        valid = self.means(name, loss, 'valid')
+        return max(valid, key=valid.__getitem__)
+
+    def best(self, name:str, loss:str) -> dict:
+        "The cell of that rate"
+        return self.cells[name, loss][self.chosen(name, loss)]
+
+    def lead(self, name:str, loss='ASL + prior', rival='BCE + prior') -> Seeds:
+        "The difference in test mAP, each at its own best rate"
+        return np.array(self.best(name, loss)['test'])-np.array(self.best(name, rival)['test'])
 
 Difference = Callable[[Block], Seeds|None]
 
