@@ -6,7 +6,7 @@
 __all__ = ['Loss', 'Deployed', 'run_onnx', 'write_onnx']
 
 # %% ../../nbs/39a_training.deployment.ipynb #5f1db3b9
-import json, logging, os
+import json, logging, os, warnings
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -17,11 +17,11 @@ import torch
 from torch import nn
 
 from ..cli import Refused, need
-from ..loss import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel, Posterior
+from ..loss import AsymmetricLossSingleLabel, MultiLabelLoss, Posterior
 from .folder import write
 
 # %% ../../nbs/39a_training.deployment.ipynb #6a643306
-Loss = AsymmetricLossMultiLabel | AsymmetricLossSingleLabel       # both know the posterior
+Loss = MultiLabelLoss | AsymmetricLossSingleLabel       # both know the posterior
 
 class Deployed(nn.Module):
     "Pictures in, probabilities out: normalisation, network and posterior in one"
@@ -45,8 +45,10 @@ def _exported(net, loss, metadata, dtype):
     "An ONNX model of network and posterior, and the module that it was made from"
     size = metadata['config']['size']
     model = Deployed(deepcopy(net).cpu(), deepcopy(loss).cpu(), metadata['config'], dtype).eval()
-    program = torch.onnx.export(model, (torch.rand(2, 3, size, size),), dynamo=True, input_names=['image'],
-        output_names=['probability'], dynamic_shapes=dict(image={0: torch.export.Dim('n')}), verbose=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'overflow encountered in cast')   # of float64's largest number, a bound
+        program = torch.onnx.export(model, (torch.rand(2, 3, size, size),), dynamo=True, input_names=['image'],
+            output_names=['probability'], dynamic_shapes=dict(image={0: torch.export.Dim('n')}), verbose=False)
     assert program is not None                                          # with dynamo it is an ONNXProgram
     return program.model_proto, model
 

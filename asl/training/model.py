@@ -7,13 +7,17 @@ __all__ = ['make_model', 'picture_config', 'begin', 'loss_settings', 'meaning', 
 
 # %% ../../nbs/34_training.model.ipynb #ed70a10b
 import hashlib, os
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..cli import Refused, need
-from ..loss import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel, init_prior_
+from ..family import (AsymmetricPolynomialLoss, FamilyLoss, GeneralizedCrossEntropy, HillLoss, PolyLoss,
+    RobustAsymmetricLoss)
+from ..loss import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel, MultiLabelLoss, init_prior_
 from ..posterior import class_prior
 from .options import Options
 from .targets import Targets
@@ -194,14 +198,22 @@ def _misfit(tensors, net, model):
     return f'{text}. {cure}'
 
 # %% ../../nbs/34_training.model.ipynb #799fde9f
+FAMILY:dict[str, type[FamilyLoss]] = dict(poly=PolyLoss, hill=HillLoss, apl=AsymmetricPolynomialLoss,
+    ral=RobustAsymmetricLoss, gce=GeneralizedCrossEntropy)
+
+def _own_settings(loss):
+    "What a loss of the family can be given besides what they all can, by name"
+    return {name: getattr(loss, name) for name in loss.own}
+
 ASL = dict(gamma_neg=4., gamma_pos=1., clip=.05, disable_torch_grad_focal_loss=False)     # of the paper's code
-LOSSES = dict(bce={}, focal=dict(gamma_neg=2., gamma_pos=2.), asl=ASL, timm_asl=ASL)
+LOSSES = dict(bce={}, focal=dict(gamma_neg=2., gamma_pos=2.), asl=ASL, timm_asl=ASL) | {
+    name: _own_settings(made()) for name, made in FAMILY.items()}
 ASL_SINGLE = dict(gamma_neg=4., gamma_pos=1., eps=.1)
 LOSSES_SINGLE = dict(ce=dict(eps=0.), focal=dict(gamma_pos=2.), asl=ASL_SINGLE, timm_asl=ASL_SINGLE)
 
 # %% ../../nbs/34_training.model.ipynb #c8460e57
 def loss_settings(
-    loss:str,          # bce, focal, asl or timm_asl; with one label an image ce in place of bce
+    loss:str,          # One of LOSSES; with one label an image, of LOSSES_SINGLE
     single:bool=False, # One label an image
     **given            # Settings in place of the defaults; None: not given
 )->dict: # All settings of this loss
@@ -212,18 +224,25 @@ def loss_settings(
         raise Refused(f"--loss {loss}: with {labels} an image choose one of {', '.join(losses)}")
     given = {name: value for name, value in given.items() if value is not None}
     for name in given:
-        if name not in losses[loss]: raise Refused(f'--{name}: the loss {loss} has no such setting')
+        if name in losses[loss]: continue
+        option = name if hasattr(Options, name) else f'loss_args {name}'
+        has = ', '.join(losses[loss]) or 'none'
+        raise Refused(f'--{option}: the loss {loss} has no such setting; it has {has}')
     return losses[loss] | given
 
 # %% ../../nbs/34_training.model.ipynb #4524a98e
+# What fits one formula is one class, told what to leave out
+_SEVERAL:Mapping[str, Callable[..., MultiLabelLoss]] = dict.fromkeys(('bce', 'focal', 'asl', 'timm_asl'),
+    partial(AsymmetricLossMultiLabel, gamma_neg=0., gamma_pos=0., clip=0.)) | FAMILY
+_ONE = dict.fromkeys(LOSSES_SINGLE, partial(AsymmetricLossSingleLabel, gamma_neg=0., gamma_pos=0., eps=0.))
+
 def meaning(
-    settings:dict,     # As `loss_settings` gives them
+    loss:str,          # As for `loss_settings`
     single:bool=False, # One label an image
-    **kwargs           # Such as reduction
-)->AsymmetricLossMultiLabel|AsymmetricLossSingleLabel:
+    **settings         # As `loss_settings` gives them; and what all losses take, such as reduction
+)->MultiLabelLoss|AsymmetricLossSingleLabel:
     "The loss of these settings as this library's module, which knows its posterior"
-    if single: return AsymmetricLossSingleLabel(**dict(gamma_neg=0., gamma_pos=0., eps=0.) | settings, **kwargs)
-    return AsymmetricLossMultiLabel(**dict(gamma_neg=0., gamma_pos=0., clip=0.) | settings, **kwargs)
+    return _ONE[loss](**settings) if single else _SEVERAL[loss](**settings)
 
 # %% ../../nbs/34_training.model.ipynb #1e70c1e1
 def make_loss(
@@ -233,7 +252,7 @@ def make_loss(
 )->nn.Module: # Scalar: the loss of one image
     "The loss module, averaged over images; with several labels an image, summed over classes"
     reduction = 'mean' if single else 'batchmean'
-    if loss != 'timm_asl': return meaning(settings, single, reduction=reduction)
+    if loss != 'timm_asl': return meaning(loss, single, **settings, reduction=reduction)
     from timm.loss import asymmetric_loss as timm
     timm_loss = timm.AsymmetricLossSingleLabel if single else timm.AsymmetricLossMultiLabel
     return timm_loss(**settings, reduction=reduction)
@@ -242,16 +261,49 @@ def make_loss(
 def start_at_prior(
     net:nn.Module,        # Its last bias is set
     targets:torch.Tensor|Targets, # (n, C): 1, 0, or -100 where unknown
-    settings:dict,        # Of the loss
+    loss:MultiLabelLoss,  # As `meaning` gives it
 ):
     "Set the last bias so that each score means the share of positives in its class"
     last = [layer for layer in net.modules() if isinstance(getattr(layer, 'bias', None), nn.Parameter)][-1]
     if last.bias.shape != targets.shape[1:]:
         raise Refused('--model: its last layer has no bias of one number a class; pass --no_prior')
-    loss = meaning(settings)
-    assert isinstance(loss, AsymmetricLossMultiLabel)
     try: init_prior_(last, targets.prior() if isinstance(targets, Targets) else class_prior(targets), loss)
     except ValueError as e: raise Refused(f'{e}; or pass --no_prior') from None
+
+# %% ../../nbs/34_training.model.ipynb #1bc2812d
+def as_settings(
+    text:str, # Such as 'lam=1.5,margin=1'
+)->dict:      # Numbers by name
+    "Settings of a loss as an option gives them"
+    settings = {}
+    for part in text.split(','):
+        name, _, number = part.partition('=')
+        name = name.strip()
+        try: value = float(number)
+        except ValueError: raise Refused(f'--loss_args {text}: needs numbers, such as lam=1.5,margin=1') from None
+        if name in settings: raise Refused(f'--loss_args {text}: gives {name} twice')
+        settings[name] = value
+    return settings
+
+# %% ../../nbs/34_training.model.ipynb #75e17ac1
+def _with_args(given, text, defaults):
+    "The settings that have options of their own, and those of `--loss_args`, whose text this is"
+    for name, value in as_settings(text).items():
+        if isinstance(defaults.get(name), bool):
+            if value not in (0, 1): raise Refused(f'--loss_args {name}={value:g}: needs 0 or 1')
+            value = bool(value)
+        if given.get(name) not in (None, value):
+            raise Refused(f'--loss_args {name}={value:g}: --{name} says something else')
+        given = given | {name: value}
+    return given
+
+# %% ../../nbs/34_training.model.ipynb #08e09f1f
+def _check_meaning(loss, single, settings):
+    "Refuse settings out of their ranges, and those with which scores mean no probabilities"
+    ends = torch.tensor([[-30., 30.], [30., -30.]])
+    try: low, high = meaning(loss, single, **settings).posterior(ends)[:, 0]
+    except ValueError as e: raise Refused(f'--loss {loss}: {e}') from None
+    if low == high: raise Refused(f'--loss {loss}: with these settings all scores mean the same probability')
 
 # %% ../../nbs/34_training.model.ipynb #2ad85dda
 OF_SEVERAL_LABELS = 'clip', 'disable_torch_grad_focal_loss', 'adaptive', 'no_prior', 'mixup', 'cutmix'
@@ -268,7 +320,10 @@ def loss_asked(
     given = dict(gamma_neg=options.gamma_neg, gamma_pos=options.gamma_pos)
     given |= dict(eps=options.eps) if single else dict(clip=options.clip)
     given |= dict(disable_torch_grad_focal_loss=options.disable_torch_grad_focal_loss or None)
+    losses = LOSSES_SINGLE if single else LOSSES
+    if options.loss_args is not None: given = _with_args(given, options.loss_args, losses.get(options.loss, {}))
     settings = loss_settings(options.loss, single, **given)
     if options.adaptive and options.loss != 'asl':
         raise Refused(f'--adaptive: moves the gamma_neg of asl, not of {options.loss}')
+    _check_meaning(options.loss, single, settings)
     return settings

@@ -36,15 +36,18 @@ class _OfData:
     classes:Literal[80, 40, 20, 10]|None=None  # Of the digits: 80, digits in hues, 2.5% positive; 10, digits, 20%
 
 # %% ../../nbs/38_training.options.ipynb #d7cf73c3
+LossName = Literal['asl', 'timm_asl', 'focal', 'bce', 'ce', 'poly', 'hill', 'apl', 'ral', 'gce']
+
 @dataclass(frozen=True, kw_only=True)
 class _OfLoss:
     "Loss"
-    loss:Literal['asl', 'timm_asl', 'focal', 'bce', 'ce']='asl'  # Loss; timm_asl: timm's; ce: for one label an image
-    gamma_neg:float|None=None     # Focusing on negatives, >= 0 (asl: 4, focal: 2)
-    gamma_pos:float|None=None     # Focusing on positives, >= 0 (asl: 1, focal: 2)
-    clip:float|None=None          # Probability shift of negatives, 0 <= clip < 1 (asl: 0.05)
+    loss:LossName='asl'           # Loss; timm_asl: timm's; ce: for one label an image; bce, poly to gce: for several
+    gamma_neg:float|None=None     # Focusing on negatives, >= 0 (asl, apl, ral: 4, focal: 2)
+    gamma_pos:float|None=None     # Focusing on positives, >= 0 (asl: 1, focal: 2, apl, ral: 0)
+    clip:float|None=None          # Probability shift of negatives, 0 <= clip < 1 (asl, apl, ral: 0.05)
     eps:float|None=None           # Label smoothing, for one label an image, 0 <= eps < 1 (asl: 0.1)
     disable_torch_grad_focal_loss:bool=False  # Treat the focusing weight as a constant, as the paper's own script does
+    loss_args:str|None=None       # Other settings of the loss, by name, such as lam=1.5,margin=1 of hill (its paper's)
     adaptive:bool=False           # Let gamma_neg follow the probability gap
     no_prior:bool=False           # Start the last bias as the model has it, not at the share of positives in each class
 

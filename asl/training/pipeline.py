@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 
 from .. import __version__
-from ..loss import AsymmetricLossMultiLabel
+from ..loss import AsymmetricLossSingleLabel, MultiLabelLoss
 from ..posterior import class_prior
 from .batches import Batches, transform
 from ..cli import Refused, Stopped, find_device, fixed, need, stop_requests, versions
@@ -187,7 +187,8 @@ HEAD_LR = 10     # times --lr, while the head learns alone: no other layer can b
 def _trainer(net, train, options, settings, accelerator, has_head):
     "Network, loss, optimiser and schedule, on their device"
     single = train.targets.ndim == 1
-    if not (options.no_prior or single or has_head): start_at_prior(net, train.targets, settings)
+    meant:Any = meaning(options.loss, single, **settings)
+    if not (options.no_prior or single or has_head): start_at_prior(net, train.targets, meant)
     loss_fn:Any = make_loss(options.loss, single, **settings)
     if options.adaptive: loss_fn = Adapting(loss_fn)
     an_epoch = _steps(len(train.targets), options, accelerator.num_processes)
@@ -236,6 +237,10 @@ class Training:
         "The settings of the loss, with the gamma_neg that an adaptive one has come to"
         moved = {k: self.records[-1][k] for k in ('gamma_neg',) if k in self.records[-1]}
         return self.metadata['settings'] | moved
+
+    def loss_of_each(self):
+        "The loss with these settings, of each entry; with one label an image, of each image"
+        return meaning(self.options.loss, self.metadata['single'], **self.reached(), reduction='none')
 
     def save_checkpoint(self):
         "Write what a resumed run needs"
@@ -446,16 +451,15 @@ DIVERGED = 2.   # times what it was before anything was learned
 def loss_of_prior(
     targets:torch.Tensor|Targets, # (n, C): 1, 0, or -100 where unknown; or (n,), class indices
     n_classes:int,
-    settings:dict,        # Of the loss
+    loss:MultiLabelLoss|AsymmetricLossSingleLabel, # Not reduced
 )->float:
     "The mean loss of an image for who knows the share of each class and nothing else"
     if isinstance(targets, torch.Tensor) and targets.ndim == 1:
         share = torch.bincount(targets[targets >= 0], minlength=n_classes)/(targets >= 0).sum()
         return torch.special.entr(share).sum().item()           # of cross-entropy; the other losses are below it
     share = targets.prior() if isinstance(targets, Targets) else class_prior(targets)
-    loss = meaning(settings, reduction='none')
-    assert isinstance(loss, AsymmetricLossMultiLabel)
-    logits = loss.prior_logit(share)
+    assert isinstance(loss, MultiLabelLoss)
+    logits = loss.start_logit(share)
     assert isinstance(logits, torch.Tensor)
     positive = loss(logits, torch.ones_like(share))
     negative = loss(logits, torch.zeros_like(share))
@@ -466,7 +470,7 @@ def divergence(training:Training)->str: # Empty if there is nothing to say
     last = training.records[-1]['train_loss']
     first = training.trainer.first_loss
     if last <= DIVERGED*first: return ''
-    nothing = loss_of_prior(training.train.targets, len(training.metadata['classes']), training.reached())
+    nothing = loss_of_prior(training.train.targets, len(training.metadata['classes']), training.loss_of_each())
     if last <= DIVERGED*nothing: return ''
     return (f'the loss ended at {last:.3g}; the first step had {first:.3g}, and the share of each class '
             f'alone gives {nothing:.3g}: try a lower --lr, it was {training.options.lr:g}')
@@ -483,7 +487,7 @@ def _finish(training):
     single = targets.ndim == 1
     judge = score_single if single else score
     _, ap = judge(logits, targets, training.posterior)
-    losses = meaning(training.reached(), single, reduction='none')(logits, targets)
+    losses = training.loss_of_each()(logits, targets)
     if not single: losses = losses.sum(1)
     shown = targets if single else decided(targets)
     outcome = Outcome(records, ap, classes, logits, shown, training.posterior, losses)
@@ -665,7 +669,7 @@ def _prepare(options, settings, accelerator, say)->Training:
     start = about['started_from']
     has_head = start['kind'] == 'run' and not start['left_out']
     trainer = _trainer(net, train, options, settings, accelerator, has_head)
-    loss:Any = trainer.loss_fn if options.adaptive else meaning(settings, single)
+    loss:Any = trainer.loss_fn if options.adaptive else meaning(options.loss, single, **settings)
     folder = _held_by_main(accelerator, options, settings, metadata, names)
     return Training(folder, options, metadata, trainer, train, valid, loss.posterior, [])
 

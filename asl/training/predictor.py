@@ -42,8 +42,8 @@ def load_run(
         more = metadata.get('model_args', {})
         net = make_model(metadata['model'], len(metadata['classes']), metadata['config']['size'], **more)
         net.load_state_dict(weights)
+        loss = meaning(metadata['loss'], metadata['single'], **metadata['settings'])
     except (RuntimeError, KeyError) as e: raise Refused(f'{run}: its weights cannot be used ({e})') from None
-    loss = cast(Loss, meaning(metadata['settings'], metadata['single']))
     return net.eval(), loss, metadata
 
 # %% ../../nbs/40_training.predictor.ipynb #bd724fc3
