@@ -22,6 +22,7 @@ from .ops.common import of_classes
 from .ops.dispatch import elementwise_loss
 from .ops.elementwise import (FamilySettings, Sides, asymmetric_side, check_increasing, focal_side, hill_side, link,
     margin_probability, poly_side, polynomial_side, power_side)
+from .ops.torch_private import values_hidden
 from .posterior import as_probability, check_logits, logit_of, of_same_kind, probability_of
 
 # %% ../nbs/03a_family.ipynb #602c5044
@@ -187,12 +188,12 @@ class FocalLoss(FamilyLoss):
         super().__init__(**common)
 
     def positive(self, at):
-        loss, pull = focal_side(at.q_to(self.gamma), at.q, at.p, at.minus_log_p, self.gamma)
+        loss, pull = focal_side(at, self.gamma)
         share = 1 if self.alpha is None else self.alpha
         return share*loss, share*pull
 
     def negative(self, at):
-        loss, pull = focal_side(at.p_to(self.gamma), at.p, at.q, at.minus_log_q, self.gamma)
+        loss, pull = focal_side(at.turned(), self.gamma)
         share = 1 if self.alpha is None else 1-self.alpha
         return share*loss, share*pull
 
@@ -213,8 +214,8 @@ class PolyLoss(FamilyLoss):
         self._keep_own(epsilon=epsilon)
         super().__init__(**common)
 
-    def positive(self, at): return poly_side(at.q, at.p, at.minus_log_p, self.epsilon)
-    def negative(self, at): return poly_side(at.p, at.q, at.minus_log_q, self.epsilon)
+    def positive(self, at): return poly_side(at, self.epsilon)
+    def negative(self, at): return poly_side(at.turned(), self.epsilon)
 
 # %% ../nbs/03a_family.ipynb #32f46403
 class GeneralizedCrossEntropy(FamilyLoss):
@@ -235,8 +236,8 @@ class GeneralizedCrossEntropy(FamilyLoss):
         self._keep_own(k_pos=k_pos, k_neg=k_neg)
         super().__init__(**common)
 
-    def positive(self, at): return power_side(at.p_to(self.k_pos), at.q, at.minus_log_p, self.k_pos, at.plain)
-    def negative(self, at): return power_side(at.q_to(self.k_neg), at.p, at.minus_log_q, self.k_neg, at.plain)
+    def positive(self, at): return power_side(at, self.k_pos)
+    def negative(self, at): return power_side(at.turned(), self.k_neg)
 
 # %% ../nbs/03a_family.ipynb #b3189c44
 class HillLoss(FamilyLoss):
@@ -262,8 +263,7 @@ class HillLoss(FamilyLoss):
         super().__init__(**common)
 
     def positive(self, at):
-        at = at.at(at.z-self.margin)
-        return focal_side(at.q_to(self.gamma), at.q, at.p, at.minus_log_p, self.gamma)
+        return focal_side(at.at(at.z-self.margin), self.gamma)
 
     def negative(self, at): return hill_side(at, self.lam)
 
@@ -320,8 +320,9 @@ class RobustAsymmetricLoss(AsymmetricPolynomialLoss):
         hill, hill_pull = hill_side(at, self.lam)
         p_m = margin_probability(at, self.clip)
         rest = self.lam-1+p_m
-        if at.plain: return loss*hill*rest, None
-        return loss*hill*rest, pull*hill*rest + loss*(hill_pull*rest + hill*at.p*at.q)
+        factor = hill*rest
+        if at.plain: return loss*factor, None
+        return loss*factor, pull*factor + loss*(hill_pull*rest + hill*at.p*at.q)
 
 # %% ../nbs/03a_family.ipynb #ac2ca148
 class ElementwiseLoss(FamilyLoss):
@@ -371,9 +372,22 @@ class ElementwiseLoss(FamilyLoss):
 def _with_pull(function, at, sign):
     "A function of a logit, and sign times its derivative, by PyTorch; in the plain form it takes that itself"
     if at.plain: return function(at.z), None
-    both:Any = torch.func.vjp(function, at.z)
-    loss, backward = both
-    return loss, sign*backward(torch.ones_like(loss))[0]
+    loss, slope = _value_and_slope(function, at.z)
+    return loss, sign*slope
+
+def _value_and_slope(function:Callable[[Tensor], Tensor], z:Tensor) -> tuple[Tensor, Tensor]:
+    "A function of each entry of z, and its derivative; both without a graph"
+    if torch.compiler.is_compiling() or values_hidden(z):
+        both:Any = torch.func.vjp(function, z)
+        value, backward = both
+        return value, backward(torch.ones_like(value))[0]
+    own_hooks = torch.autograd.graph.saved_tensors_hooks(Tensor.detach, Tensor.detach)     # a caller's are not for this
+    with torch.inference_mode(False), torch.enable_grad(), own_hooks:
+        leaf = z.clone() if z.is_inference() else z.detach()
+        value = function(leaf.requires_grad_())
+        if not value.requires_grad: return value, torch.zeros_like(z)
+        slope, = torch.autograd.grad(value, leaf, torch.ones_like(value))
+    return value.detach(), slope
 
 # %% ../nbs/03a_family.ipynb #65fb8cbf
 _HOW = 'inverse', 'effective', 'neg_pos'

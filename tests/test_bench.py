@@ -88,6 +88,24 @@ def test_a_size_too_large_is_skipped_and_the_rest_goes_on(capsys):
     assert {tuple(r['size']) for r in record['rows']} == {(8, 20)}
     assert '1000000 x 1000000 skipped, out of memory' in capsys.readouterr().out
 
+def test_the_family_beside_cross_entropy(capsys):
+    from asl import family
+    record = small(task='family')
+    members = [name for name in family.__all__ if name != 'class_weights']
+    names = [row['peer'] for row in record['rows']]
+    assert names[:2] == ['copy floor', 'BCE'] and {*members, 'AsymmetricLossMultiLabel'} == {*names[2:]}
+    assert not any('failed' in row for row in record['rows'])
+    shown = capsys.readouterr().out
+    assert 'family, 8 x 20, float32, 90% easy' in shown and 'x BCE' in shown and 'x timm' not in shown
+
+def test_compiled_members_do_not_crowd_each_other_out():
+    "Dynamo keeps eight variants of a function; here each compiles, without code being written"
+    import torch
+    from asl.benchmark.race import inputs, peers
+    z, y = inputs('family', (8, 20))
+    torch.compiler.reset()
+    for loss in peers('family').values(): torch.compile(loss, backend='eager', fullgraph=True, dynamic=False)(z, y)
+
 def test_only_too_large_sizes(tmp_path):
     out, plot = tmp_path/'a.json', tmp_path/'a.png'
     record = small(task='single', sizes='1000000x1000000', out=str(out), plot=str(plot))

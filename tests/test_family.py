@@ -138,3 +138,23 @@ def test_the_asymmetric_loss_as_two_functions_is_the_asymmetric_loss():
     assert_close(family(z, y), asl(z, y), rtol=1e-12, atol=0)
     above = z.sigmoid() > .06
     assert_close(family.posterior(z)[above], asl.posterior(z)[above], rtol=1e-9, atol=1e-12)
+
+def test_a_loss_of_ones_own_works_where_saved_tensors_are_packed_and_in_inference_mode():
+    "As activation offloading and checkpoints do it; what they pack is what is kept, not what the derivative needs"
+    loss = own()
+    z = torch.randn(4, C, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    y = torch.ones(4, C)
+    expected, = torch.autograd.grad(loss(z, y), z)
+    packed = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: packed.append(x) or x, lambda x: x): value = loss(z, y)
+    found, = torch.autograd.grad(value, z)
+    assert torch.equal(found, expected) and len(packed) == 1
+    with torch.inference_mode():
+        assert_close(loss(z, y), value.detach(), rtol=0, atol=0)
+        assert loss.posterior(z*1).isfinite().all()
+
+def test_a_constant_function_pulls_nowhere():
+    loss = ElementwiseLoss(lambda z: F.softplus(-z), lambda z: torch.ones_like(z))
+    z = torch.zeros(1, C, requires_grad=True)
+    loss(z, torch.zeros(1, C)).backward()
+    assert not z.grad.any()

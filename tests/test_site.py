@@ -103,6 +103,20 @@ def test_search(browser):
     quiet(browser)
     assert any('/loss.html' in link for link in found)
 
+@pytest.mark.parametrize('width', [1280, 390])
+def test_a_loss_can_be_chosen(browser, width):
+    visit(browser, 'family.html', width)
+    look = '''const figure = document.querySelector('.asl-family')
+        const curves = [...figure.querySelectorAll('g[id^=family-]')].filter(o => getComputedStyle(o).display != 'none')
+        return [curves.map(o => o.id).join(), figure.querySelector('output').textContent]'''
+    before = browser.execute_script(look)
+    assert before[0].count('family-') == 3
+    browser.execute_script('''const choice = document.querySelector('.asl-family select')
+        choice.value = '1'; choice.dispatchEvent(new Event('input', {bubbles: true}))''')
+    after = browser.execute_script(look)
+    quiet(browser)
+    assert after[0] == 'family-1-0,family-1-1,family-1-2' and after[1] != before[1]
+
 @pytest.mark.parametrize('slider', ['gamma_neg', 'clip'])
 @pytest.mark.parametrize('width', [1280, 390])
 def test_sliders(browser, slider, width):

@@ -54,11 +54,11 @@ def fill_in(options):
 
 # %% ../../nbs/53_benchmark.measure.ipynb #8c6213ae
 DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
-TASKS = dict(multi=['multi'], single=['single'], both=['multi', 'single'])
+TASKS = dict(multi=['multi'], single=['single'], both=['multi', 'single'], family=['family'])
 
 class Plan(NamedTuple):
     "What the options ask for, read and checked"
-    tasks: list[str]                # of 'multi', 'single' and 'linear'
+    tasks: list[str]                # of 'multi', 'single', 'family' and 'linear'
     sizes: list[list[int]]          # rows and classes
     dtypes: list[str]               # names in DTYPES
     easy: list[float]
@@ -145,7 +145,7 @@ class Kind(NamedTuple):
     fixed: dict[str, Any]           # what its rows say beside task, size, dtype and share
 
 def kind_of(task, features) -> Kind:
-    "How the cases of 'multi', 'single' or 'linear' are measured; features are a head's"
+    "How the cases of 'multi', 'single', 'family' or 'linear' are measured; features are a head's"
     if task != 'linear': return Kind(partial(entrants, task), partial(inputs, task), measure, table, 2**20, {})
     given = partial(head_inputs, features=features)
     return Kind(heads, given, measure_heads, head_table, 2**23, dict(features=features))

@@ -13,7 +13,7 @@ from typing import Literal
 @dataclass(kw_only=True)
 class _OfCases:
     "What is measured"
-    task:Literal['both', 'multi', 'single']='both'  # Losses for several labels an image, for one, or both
+    task:Literal['both', 'multi', 'single', 'family']='both'  # Losses of many labels an image, one, both, or the family
     linear:bool=False       # Instead of losses: a last layer and the multi-label loss, plain and in tiles
     features:int=256        # Features that the last layer sees, with --linear
     sizes:str|None=None     # Rows x classes, a list (64x80,512x9605,128x50000; --linear: up to 256x670091)

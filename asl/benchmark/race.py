@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .. import family
 from ..loss import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel
 
 # %% ../../nbs/50_benchmark.race.ipynb #7acb3dfe
@@ -32,8 +33,13 @@ def published(z:Tensor, y:Tensor, gamma_neg=4., gamma_pos=1., clip=.05, eps=1e-8
 LossFunction = Callable[..., Tensor]    # of logits and targets
 
 def peers(task:str) -> dict[str, LossFunction]:
-    "Everybody in the race of a task, 'multi' or 'single', by name; what is not installed is left out"
+    "Everybody in the race of a task, 'multi', 'single' or 'family', by name; what is not installed is left out"
+    if task == 'family': return family_peers()
     return multi_label_peers() if task == 'multi' else single_label_peers()
+
+def pytorch_bce(z:Tensor, y:Tensor) -> Tensor:
+    "PyTorch's cross-entropy of logits and labels, (N, C), summed"
+    return F.binary_cross_entropy_with_logits(z, y, reduction='sum')
 
 def multi_label_peers():
     "Losses of several labels an image, all summed"
@@ -42,7 +48,7 @@ def multi_label_peers():
         from timm.loss.asymmetric_loss import AsymmetricLossMultiLabel as TimmLoss
         losses['timm'] = TimmLoss(reduction='sum')
     losses['published'] = published
-    losses['BCE'] = lambda z, y: F.binary_cross_entropy_with_logits(z, y, reduction='sum')
+    losses['BCE'] = pytorch_bce
     if find_spec('torchvision') is not None:
         from torchvision.ops import sigmoid_focal_loss
         losses['focal'] = lambda z, y: sigmoid_focal_loss(z, y, reduction='sum')
@@ -57,6 +63,27 @@ def single_label_peers():
     losses['cross-entropy'] = lambda z, y: F.cross_entropy(z, y, label_smoothing=.1)
     return losses
 
+# %% ../../nbs/50_benchmark.race.ipynb #bd293907
+OF_FAMILY = (family.CrossEntropy, family.FocalLoss, AsymmetricLossMultiLabel, family.PolyLoss,
+    family.GeneralizedCrossEntropy, family.HillLoss, family.AsymmetricPolynomialLoss, family.RobustAsymmetricLoss)
+
+def squared_softplus(z:Tensor) -> Tensor:
+    "What a reader's own loss may have for negatives"
+    return F.softplus(z)**2
+
+def with_code_of_its_own(loss:Callable) -> LossFunction:
+    "The same loss; compilers keep but eight variants of a function, and all members are variants of one"
+    def entrant(z, y): return loss(z, y)
+    entrant.__code__ = entrant.__code__.replace()          # a copy
+    return entrant
+
+def family_peers():
+    "PyTorch's cross-entropy and the losses of the family, all summed"
+    members:dict[str, Callable] = {make.__name__: make() for make in OF_FAMILY}
+    members['ElementwiseLoss'] = family.ElementwiseLoss(lambda z: F.softplus(-z), squared_softplus)
+    losses:dict[str, LossFunction] = {'BCE': pytorch_bce}
+    return losses | {name: with_code_of_its_own(loss) for name, loss in members.items()}
+
 # %% ../../nbs/50_benchmark.race.ipynb #25b1c8a0
 def easy_mean(share:float, clip:float=.05, sd:float=2.) -> float:
     "Mean of normal logits of which a share has p <= clip, Eq. (1); the share is held to [1e-4, 1 - 1e-4]"
@@ -68,7 +95,7 @@ def inputs(task, size, dtype=torch.float32, easy:float=.9, device='cpu', seed=0)
     g = torch.Generator().manual_seed(seed)
     N, C = size
     z = torch.randn(N, C, generator=g)*2
-    if task == 'multi':
+    if task != 'single':
         z = z + easy_mean(easy)
         y = (torch.rand(N, C, generator=g) < .005).to(dtype)
     else: y = torch.randint(0, C, (N,), generator=g)

@@ -14,7 +14,8 @@ def title(case) -> str:
     "A case in words"
     rows, classes = case['size']
     easy = '' if case['easy'] is None else f", {100*case['easy']:g}% easy"
-    what = f"head of {case['features']} features" if 'features' in case else f"{case['task']}-label"
+    what = 'family' if case['task'] == 'family' else f"{case['task']}-label"
+    if 'features' in case: what = f"head of {case['features']} features"
     return f"{what}, {rows} x {classes}, {case['dtype']}{easy}"
 
 def fastest(row, part='both') -> float:
@@ -26,13 +27,13 @@ def median(row, part='both') -> float:
     return row[part][2]
 
 # %% ../../nbs/52_benchmark.report.ipynb #66e754c2
-def table_row(row, floor, timm:float|None) -> str:
-    "A row as text, given the row of the copy floor, and timm's median in the same mode if there is one"
-    name = f"{row['peer']:14}{row['mode']:9}"
+def table_row(row, floor, other:float|None, width:int) -> str:
+    "A row as text, given that of the copy floor, whom it is compared with (a median), and the width of names"
+    name = f"{row['peer']:{width}}{row['mode']:9}"
     if 'failed' in row: return f"{name} failed: {row['failed'][:70]}"
     times = median(row), fastest(row), median(row, 'forward'), median(row, 'backward')
     memory = [row[key]/row['bytes'] for key in ('kept', 'kept_beyond_inputs', 'peak')]
-    ratio = f'{median(row)/timm:8.2f}' if timm else f"{'-':>8}"
+    ratio = f'{median(row)/other:8.2f}' if other else f"{'-':>8}"
     shown_times = ''.join(f'{time:9.3f}' for time in times)
     shown_memory = ''.join(f'{size:7.2f}' for size in memory)
     return f'{name}{shown_times}{ratio}{median(row)/median(floor):9.1f}{shown_memory}'
@@ -40,11 +41,13 @@ def table_row(row, floor, timm:float|None) -> str:
 def table(rows) -> str:
     "The rows of one case, of which the first is the copy floor, as aligned text"
     floor, *others = rows
-    timm = {row['mode']: median(row) for row in others if row['peer'] == 'timm' and 'both' in row}
+    compared = 'BCE' if floor.get('task') == 'family' else 'timm'
+    medians = {row['mode']: median(row) for row in others if row['peer'] == compared and 'both' in row}
+    width = max(14, *[len(row['peer'])+2 for row in others])
     columns = ''.join(f'{column:>9}' for column in ('both', 'min', 'forward', 'backward'))
-    lines = [f"{'loss':14}{'mode':9}{columns}  x timm  x floor   kept beyond   peak"]
-    lines += [table_row(row, floor, timm.get(row['mode'])) for row in others]
-    lines.append(f"{floor['peer']:23}{median(floor):9.3f}{fastest(floor):9.3f}")
+    lines = [f"{'loss':{width}}{'mode':9}{columns}{'x '+compared:>8}  x floor   kept beyond   peak"]
+    lines += [table_row(row, floor, medians.get(row['mode']), width) for row in others]
+    lines.append(f"{floor['peer']:{width+9}}{median(floor):9.3f}{fastest(floor):9.3f}")
     return '\n'.join(lines)
 
 # %% ../../nbs/52_benchmark.report.ipynb #ef373a16

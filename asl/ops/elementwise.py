@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .checks import at_least_float32, highest_precision, known_labels, pinned, plain_tensor, raise_where
-from .common import polynomial, power, smooth, times
+from .common import ATANH_BEYOND, EXP_SERIES, EXP_SERIES_UPTO, polynomial, power, smooth, times
 from .multi_label import negative_term, shifted_probability, sigmoids
 from .reference import (FAR, finite_logits, focusing_factor, infinite_again, infinite_part,
     reduce_loss, shifted, softplus)
@@ -32,6 +32,12 @@ def fractional_power(x:Tensor, minus_log_x:Tensor, exponent:float|Tensor) -> Any
     most = .9*math.log(torch.finfo(x.dtype).max)               # beyond, near is 0, which times infinity would be nan
     return near*torch.exp((-rest*minus_log_x).clamp(max=most))
 
+class Even(NamedTuple):
+    "What logits z and -z have in common"
+    size: Tensor                       # |z|
+    log_total: Tensor                  # log(1+exp(-|z|))
+    beyond: Tensor                     # that less the smaller of p and q
+
 class Sides(NamedTuple):
     "A logit, finite, and what losses are made of; all in its shape"
     z: Tensor
@@ -40,20 +46,31 @@ class Sides(NamedTuple):
     minus_log_p: Tensor
     minus_log_q: Tensor
     plain: bool                        # can PyTorch differentiate what is made of these, exactly?
+    even: Even|None = None             # for compilers, in float32
 
-    def p_to(self, gamma:float|Tensor) -> Any:
-        "p**gamma"
-        if self.plain: return focusing_factor(self.p, -self.minus_log_p, gamma)
-        return fractional_power(self.p, self.minus_log_p, gamma)
+    def turned(self) -> 'Sides':
+        "The same of -z"
+        return Sides(-self.z, self.q, self.p, self.minus_log_q, self.minus_log_p, self.plain, self.even)
+
+    def at(self, z:Tensor) -> 'Sides':
+        "The same of another logit"
+        return sides(z, self.plain)
 
     def q_to(self, gamma:float|Tensor) -> Any:
         "q**gamma"
         if self.plain: return focusing_factor(self.q, -self.minus_log_q, gamma)
         return fractional_power(self.q, self.minus_log_q, gamma)
 
-    def at(self, z:Tensor) -> 'Sides':
-        "The same of another logit"
-        return sides(z, self.plain)
+# %% ../../nbs/24a_ops.elementwise.ipynb #d926063c
+def even_of(z:Tensor, p:Tensor, q:Tensor) -> Even:
+    "What z and -z have in common"
+    size = z.abs()
+    e = torch.exp(-size)
+    a = e/((1+e)+1)                    # as in `sigmoids`, so that a compiler computes it once
+    square = a*a
+    smaller = torch.minimum(p, q)
+    beyond = a*(smaller + square*polynomial(ATANH_BEYOND, square))
+    return Even(size, smaller+beyond, beyond)
 
 def sides(z:Tensor, plain:bool=False) -> Sides:
     "What losses are made of, exact at any finite logit; if plain, in its derivatives too"
@@ -61,7 +78,9 @@ def sides(z:Tensor, plain:bool=False) -> Sides:
         p, q, log_total = sigmoids(z)
         tracing = torch.jit.is_tracing()       # pyright: ignore[reportPrivateImportUsage]  # public, but not listed there
         if tracing: log_total = torch.log1p(torch.exp(-z.abs()))       # ONNX knows no atanh
-        return Sides(z, p, q, log_total-z.clamp(max=0), log_total+z.clamp(min=0), False)
+        even = even_of(z, p, q) if torch.compiler.is_compiling() and z.dtype == torch.float32 else None
+        if even: log_total = even.log_total
+        return Sides(z, p, q, log_total-z.clamp(max=0), log_total+z.clamp(min=0), False, even)
     p = torch.sigmoid(z)
     q = torch.sigmoid(-z)
     positive = z > 0
@@ -79,6 +98,7 @@ class FamilySettings(NamedTuple):
     smoothing: float
     weight: float|Tensor
     pos_weight: float|Tensor
+    known: bool|Tensor = True          # which entries count
 
     clip = 0.                          # no margin is known below which a negative counts nothing
 
@@ -93,34 +113,65 @@ class FamilySettings(NamedTuple):
 
     def loss_and_gradient(self, z:Tensor, y:Tensor, needs_grad:bool=True) -> tuple[Tensor, Tensor|None]:
         "Eq. (1) and its derivative, entry by entry; an infinite loss is a very large number, as in ops.multi_label"
-        (L_pos, G_pos), (L_neg, G_neg) = self.terms(finite_logits(z))
+        far = FAR*torch.finfo(z.dtype).max
+        (L_pos, G_pos), (L_neg, G_neg) = self.terms(z.clamp(-far, far))
         absent = 1-y
         present = times(self.pos_weight, y)
-        loss = times(self.weight, absent*L_neg + present*L_pos)
-        return loss, times(self.weight, absent*G_neg - present*G_pos) if needs_grad else None
+        loss = self._of_known(times(self.weight, absent*L_neg + present*L_pos))
+        if not needs_grad: return loss, None
+        return loss, self._of_known(times(self.weight, absent*G_neg - present*G_pos))
 
     def only(self, known:Tensor) -> 'FamilySettings':
         "The same for entries of which some do not count"
-        return self._replace(weight=self.weight*known)
+        return self._replace(known=known)
+
+    def _of_known(self, x):
+        "x where entries count, and 0 elsewhere; at the end, since compiled loops take longer if they begin with this"
+        return torch.where(self.known, x, 0.) if isinstance(self.known, Tensor) else x
 
 # %% ../../nbs/24a_ops.elementwise.ipynb #b95a74aa
-def focal_side(to_gamma:Any, own:Tensor, other:Tensor, minus_log:Tensor, gamma:float) -> tuple[Tensor, Tensor]:
-    "Of what is left to win, own: q of a positive and p of a negative, and to_gamma, its power"
-    return to_gamma*minus_log, to_gamma*(own + gamma*other*minus_log)
+def focal_side(at:Sides, gamma:float) -> tuple[Tensor, Tensor]:
+    "q**gamma*(-log p)"
+    focus = at.q_to(gamma)
+    return focus*at.minus_log_p, focus*(at.q + gamma*at.p*at.minus_log_p)
 
+# %% ../../nbs/24a_ops.elementwise.ipynb #671e05c5
+K_UNIT = 2.**-10                       # times this a whole number, up to 2**14, has no more digits than float32
+
+def falling(size:Tensor, k:float) -> Tensor:
+    "exp(-k*size), 0 <= k <= 1, in float32 and exact at any size"
+    whole = torch.round(size)
+    coarse = K_UNIT*math.floor(k/K_UNIT)                       # down: the rest falls too, and no infinity is made
+    small = torch.add(-k*(size-whole), whole, alpha=coarse-k)
+    return torch.exp(-coarse*whole)*torch.exp(small)           # of the product no digit is lost
+
+def power_and_rest(at:Sides, even:Even, k:float) -> tuple[Tensor, Tensor]:
+    "p**k and 1-p**k, 0 < k <= 1"
+    x = k*even.log_total
+    rest_of_larger = x*polynomial(EXP_SERIES, x)
+    larger = 1-rest_of_larger
+    smaller = falling(even.size, k)*larger
+    rest_of_smaller = 1-smaller
+    if k < .5:                                                 # else -k log(1/2) is so large that nothing cancels
+        x = x + k*even.size
+        rest_of_smaller = torch.where(x < EXP_SERIES_UPTO/2, x*polynomial(EXP_SERIES, x), rest_of_smaller)
+    positive = at.p > at.q
+    return torch.where(positive, larger, smaller), torch.where(positive, rest_of_larger, rest_of_smaller)
+
+# %% ../../nbs/24a_ops.elementwise.ipynb #90d2a04d
 VERY_FAR = 69.                         # beyond this -log p, p has few digits left in float32, or none
-EXP_SERIES_TO = .35                    # of -x; up to there exp(x)-1 is x times this series, in float32
-EXP_SERIES = 1., 1/2, 1/6, 1/24, 1/120, 1/720, 1/5040
 
-def power_side(to_k:Any, other:Tensor, minus_log:Tensor, k:float, plain:bool) -> tuple[Tensor, Tensor]:
-    "(1 - exp(-k*minus_log))/k; for k=0 minus_log. to_k is p**k of a positive, q**k of a negative; other what is left"
-    if k == 0: return minus_log, other
-    x = -k*minus_log
-    if not plain: to_k = torch.where(minus_log > VERY_FAR, torch.exp(x), to_k)
-    if not plain and torch.compiler.is_compiling() and x.dtype == torch.float32:
-        return torch.where(x > -EXP_SERIES_TO, -x*polynomial(EXP_SERIES, x), 1-to_k)/k, to_k*other
-    if not plain: return one_minus_exp(-x)/k, to_k*other
-    return torch.where(x > -.5, -torch.expm1(x.clamp(min=-1)), 1-torch.exp(x))/k, to_k*other
+def power_side(at:Sides, k:float) -> tuple[Tensor, Any]:
+    "(1-p**k)/k; for k=0 its limit, -log p"
+    if k == 0: return at.minus_log_p, at.q
+    if at.even is not None:
+        to_k, rest = power_and_rest(at, at.even, k)
+        return rest/k, to_k*at.q
+    x = k*at.minus_log_p
+    if at.plain: return torch.where(x < .5, -torch.expm1(-x.clamp(max=1)), 1-torch.exp(-x))/k, None
+    to_k = torch.where(at.minus_log_p > VERY_FAR, falling(at.minus_log_p, k),
+        fractional_power(at.p, at.minus_log_p, k))
+    return one_minus_exp(x)/k, to_k*at.q
 
 # %% ../../nbs/24a_ops.elementwise.ipynb #940270fb
 def hill_side(at:Sides, lam:float) -> tuple[Tensor, Tensor]:
@@ -136,24 +187,28 @@ def hill_side(at:Sides, lam:float) -> tuple[Tensor, Tensor]:
 SERIES_TO = .4                         # of q, up to where the series is used
 TERMS = {torch.float64: 14}            # of the series; 6 in float32
 
-def beyond_linear(q:Tensor, minus_log_p:Tensor) -> Tensor:
-    "-log(1-q) - q"
+def beyond_linear(at:Sides) -> Tensor:
+    "-log p - q"
+    cancels = at.minus_log_p-at.q
+    if at.even is not None: return torch.where(at.p > at.q, at.even.beyond, cancels)
+    q = at.q
     a = q/(2-q)
     square = a*a
     coefficients = [1/(2*i+3) for i in range(TERMS.get(q.dtype, 6))]
     series = q*q/(2-q) + 2*a*square*polynomial(coefficients, square)
-    return torch.where(q < SERIES_TO, series, minus_log_p-q)
+    return torch.where(q < SERIES_TO, series, cancels)
 
-def poly_side(own:Tensor, other:Tensor, minus_log:Tensor, epsilon:float) -> tuple[Tensor, Tensor]:
-    "-log p + epsilon*q, own being q; below epsilon = 0 written so that nothing cancels"
-    pull = own*(own + (1+epsilon)*other)
-    if epsilon >= 0: return minus_log + epsilon*own, pull
-    return beyond_linear(own, minus_log) + (1+epsilon)*own, pull
+def poly_side(at:Sides, epsilon:float) -> tuple[Tensor, Tensor]:
+    "-log p + epsilon*q, below epsilon = 0 written so that nothing cancels"
+    pull = at.q*(at.q + (1+epsilon)*at.p)
+    if epsilon >= 0: return at.minus_log_p + epsilon*at.q, pull
+    return beyond_linear(at) + (1+epsilon)*at.q, pull
 
 def polynomial_side(at:Sides, gamma:float, first:float, second:float) -> tuple[Tensor, Tensor]:
     "q**gamma*(-log p - first*q - second/2*q**2)"
-    loss = beyond_linear(at.q, at.minus_log_p) + (1-first)*at.q - second/2*at.q*at.q
-    pull = at.q*(at.q + (1-first)*at.p - second*at.p*at.q)
+    loss = beyond_linear(at) + at.q*(1-first - second/2*at.q)
+    pull = at.q*(at.q + at.p*(1-first - second*at.q))
+    if gamma == 0: return loss, pull
     focus = at.q_to(gamma)
     return focus*loss, focus*(pull + gamma*at.p*loss)
 

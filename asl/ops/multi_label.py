@@ -178,7 +178,7 @@ def mask_ignored(z:Tensor, target:Tensor, settings:AnySettings, ignore_index:int
     known = known_entries(target, ignore_index)
     y = y.clamp(0, 1)                                     # what rounding, or a negative ignore_index, left
     if known is None: return z, smooth(y, settings), settings
-    if not isinstance(settings, Settings): return torch.where(known, z, 0.), smooth(y, settings), settings.only(known)
+    if not isinstance(settings, Settings): return z, smooth(y, settings), settings.only(known)
     if ignore_index > 0 or settings.smoothing: y = torch.where(known, smooth(y, settings), 0.)
     return torch.where(known, z, EASIEST_LOGIT), y, settings
 
