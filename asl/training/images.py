@@ -263,12 +263,13 @@ def _size(file):
 
 def refuse_unreadable(
     faults:list,    # Lines, one for each image
-    all_of_them:bool=False, # Is there no image without a fault?
+    all_of_them:bool=False, # Has every image one?
 )->NoReturn:
     "Refuse images by the first fault, with the way on"
     more = f' (and {len(faults)-1} more like it)' if len(faults) > 1 else ''
-    way_on = '--images says in which folder they are, --files which column names them' if all_of_them \
-        else '--skip_bad goes on without'
+    way_on = '--skip_bad goes on without'
+    if all_of_them and faults[0].endswith('no such file'):
+        way_on = '--images says in which folder they are, --files which column names them'
     raise Refused(f'{faults[0]}{more}; {way_on}')
 
 # %% ../../nbs/32_training.images.ipynb #8cab759d

@@ -280,7 +280,7 @@ def _column_targets(table, columns):
 VALID_WORDS = {'1', '1.0', 'true', 'yes', 'valid', 'val', 'validation'}
 TRAIN_WORDS = {'0', '0.0', 'false', 'no', 'train', 'training', ''}
 TEST_WORDS = {'test', 'testing'}
-OF_PARTS = {'split', 'fold', 'folds', 'subset', 'partition', 'valid', 'train', 'test', 'is_valid', 'is_train'}
+OF_PARTS = {'split', 'fold', 'folds', 'subset', 'partition', 'valid', 'is_valid', 'is_train'}
 
 def _divides(table, column):
     "Does a column say train, and valid or test, in words?"
