@@ -19,7 +19,7 @@ import torch
 from experiment import append, lines_of, machine, write_record
 from parts import divided
 
-SEEDS = 5
+SEEDS = 3
 IMAGES = 400                            # to train on, and as many to judge on
 CLASSES = 25
 SETS = 'clipart', 'emoji'
