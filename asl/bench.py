@@ -7,7 +7,7 @@ __all__ = ['bench', 'main']
 
 # %% ../nbs/09_bench.ipynb #a5e10032
 from .benchmark.options import BenchOptions
-from .cli import command, with_options
+from .cli import command, importing, with_options
 
 # %% ../nbs/09_bench.ipynb #fd6ec5e1
 @with_options(BenchOptions)
@@ -20,7 +20,7 @@ def bench(options:BenchOptions)->dict: # What is written to `out`
     asl_bench --task family --sizes 512x9605
     asl_bench --task multi --sizes 128x1000 --dtypes bfloat16 --device cuda --out mine.json
     """
-    from asl.benchmark.measure import run_benchmark     # brings PyTorch, which -h does without
+    with importing(): from asl.benchmark.measure import run_benchmark     # brings PyTorch, which -h does without
     return run_benchmark(options)
 
 # %% ../nbs/09_bench.ipynb #9c083f9f

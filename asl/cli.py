@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import wraps
+from importlib import import_module
 from importlib.util import find_spec
 from inspect import Parameter
 from multiprocessing import parent_process
@@ -26,9 +27,11 @@ class Refused(ValueError):
     "What a command cannot do, said in one line"
 
 def need(*packages:str, extra:str='train'):
-    "Refuse, with the cure, when a package of an extra is missing"
+    "Import packages of an extra; refuse, with the cure, when one is missing"
     missing = [p for p in packages if find_spec(p) is None]
     if missing: raise Refused(f"{', '.join(missing)} not installed: pip install 'asymmetric-loss[{extra}]'")
+    with importing():
+        for p in packages: import_module(p)
 
 def check(
     options,       # A record of options
@@ -177,10 +180,17 @@ class Stopped(KeyboardInterrupt):
 
 # %% ../nbs/09a_cli.ipynb #93bc9867
 def _raise_stopped(number, _frame):
-    "What SIGTERM does in a command: it ends as Ctrl-C does, so that all that is open gets closed"
+    "What SIGTERM does in a command: it ends as Ctrl-C does, by an exception, so that all that is open gets closed"
     raise Stopped(number=number)
 
 NOBODYS = signal.default_int_handler, signal.SIG_DFL, _raise_stopped    # handlers that may be replaced
+
+_last_words:list[bytes] = []       # of a command that is its own process
+
+def _end_at_once(number, _frame):
+    "What they do there while it imports: compiled modules may break by an exception, or lose it and go on for hours"
+    os.write(2, _last_words[0])
+    os._exit(128+number)
 
 @contextmanager
 def _handled(handler, *numbers):
@@ -194,6 +204,12 @@ def _handled(handler, *numbers):
     try: yield
     finally:
         for number, old in ours.items(): signal.signal(number, old)
+
+@contextmanager
+def importing():
+    "For imports that take their time: a signal inside ends the command at once, since there is nothing to close yet"
+    signals = (signal.SIGINT, signal.SIGTERM) if _last_words else ()
+    with _handled(_end_at_once, *signals): yield
 
 # %% ../nbs/09a_cli.ipynb #14cd14cd
 class StopRequest:
@@ -239,9 +255,13 @@ def _end_when_told(by):
     os._exit(0)
 
 # %% ../nbs/09a_cli.ipynb #12fb0259
+def _is_first():
+    "Whether this process speaks for all that a launcher has started"
+    return os.environ.get('RANK', '0') == '0'
+
 def _stop(prog, message, code, alone=False)->NoReturn:
     "Say why on stderr, once where several processes fail alike, and exit"
-    if alone or os.environ.get('RANK', '0') == '0': print(f'{prog}:', ' '.join(str(message).split()), file=sys.stderr)
+    if alone or _is_first(): print(f'{prog}:', ' '.join(str(message).split()), file=sys.stderr)
     sys.exit(code)
 
 def _underscored(argument):
@@ -263,7 +283,8 @@ def command(
     "Run a function as a command: exit code 2 for what users can mend, 1 for a failed computation, 130, 143 for signals"
     _print_anything()
     arguments = sys.argv[1:] if argv is None else argv
-    options = _parser(func, prog).parse_args([_underscored(a) for a in arguments])
+    if argv is None: _last_words[:] = [f'{prog}: {stopped}\n'.encode() if _is_first() else b'']
+    with importing(): options = _parser(func, prog).parse_args([_underscored(a) for a in arguments])
     try:
         with _handled(_raise_stopped, signal.SIGTERM): func(**vars(options))
     except BrokenPipeError:

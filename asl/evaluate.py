@@ -6,7 +6,7 @@
 __all__ = ['evaluate', 'main']
 
 # %% ../nbs/08a_evaluate.ipynb #b4fa53ef
-from .cli import command, with_options
+from .cli import command, importing, with_options
 from .training.options import EvaluateOptions
 
 # %% ../nbs/08a_evaluate.ipynb #82e21bd9
@@ -19,7 +19,7 @@ def evaluate(options:EvaluateOptions)->dict: # Scores, a record for each class, 
     asl_evaluate runs/asl-0
     asl_evaluate runs/asl-0 test.csv --images photos --out classes.csv
     """
-    from asl.training.evaluation import run_evaluation     # brings PyTorch, which -h does without
+    with importing(): from asl.training.evaluation import run_evaluation     # brings PyTorch, which -h does without
     return run_evaluation(options)
 
 # %% ../nbs/08a_evaluate.ipynb #2987b9f1

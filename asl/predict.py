@@ -8,7 +8,7 @@ __all__ = ['predict', 'main', 'Predictor']
 # %% ../nbs/08_predict.ipynb #a5e10028
 from typing import TYPE_CHECKING
 
-from .cli import command, with_options
+from .cli import command, importing, with_options
 from .training.options import PredictOptions
 
 if TYPE_CHECKING: from asl.training.predictor import Predictor
@@ -25,7 +25,7 @@ def predict(options:PredictOptions)->list: # For each image its file and a list 
     asl_predict runs/asl-0 photo.jpg
     asl_predict runs/asl-0 photos --threshold 0.5 --format csv --out labels.csv
     """
-    from asl.training.predictor import run_prediction     # brings PyTorch, which -h does without
+    with importing(): from asl.training.predictor import run_prediction     # brings PyTorch, which -h does without
     return run_prediction(options)
 
 # %% ../nbs/08_predict.ipynb #e3edba0a
@@ -33,7 +33,7 @@ def main(argv:list|None=None):
     "The command `asl_predict`: it writes, and keeps nothing"
     @with_options(PredictOptions)
     def write(options):
-        from asl.training.predictor import write_prediction
+        with importing(): from asl.training.predictor import write_prediction
         write_prediction(options)
     write.__doc__ = predict.__doc__
     command(write, 'asl_predict', argv)

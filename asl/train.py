@@ -8,7 +8,7 @@ __all__ = ['train', 'main']
 # %% ../nbs/07_train.ipynb #2023088d
 from pathlib import Path
 
-from .cli import command, with_options
+from .cli import command, importing, with_options
 from .training.options import Options
 
 # %% ../nbs/07_train.ipynb #0f47c418
@@ -21,7 +21,7 @@ def train(options:Options)->Path: # The run folder
     asl_train                                      # digits, in a minute: does it work here?
     asl_train labels.csv --images photos --epochs 5
     """
-    from asl.training.pipeline import run_training     # brings PyTorch, which -h does without
+    with importing(): from asl.training.pipeline import run_training     # brings PyTorch, which -h does without
     return run_training(options)
 
 def main(argv:list|None=None):

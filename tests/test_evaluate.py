@@ -196,8 +196,8 @@ def test_the_csv_has_a_row_for_each_class_and_an_empty_cell_where_there_is_no_nu
     code, _, err = called(run, path, '--images', tmp/'new'/'img', '--out', tmp/'classes.csv', '--force')
     assert code == 0 and 'no image shows these classes of the run: bright' in err
     found = {row['class']: row for row in csv.DictReader((tmp/'classes.csv').open())}
-    assert list(found) == ['bright', 'red'] and found['bright']['AP'] == '' and float(found['red']['AP']) == 100
-    assert found['red']['threshold'] == '0.5'
+    assert list(found) == ['bright', 'red'] and found['bright']['AP'] == found['red']['AP'] == ''
+    assert found['red']['threshold'] == '0.5' and float(found['red']['precision']) == 100
 
 @pytest.mark.parametrize('options, said', [
     (['--out', 'none/x.csv'], 'no folder'), (['--json', 'none/x.json'], 'no folder'), (['--threshold', 2], '0 to 1'),

@@ -76,6 +76,7 @@ def test_wide_has_the_probabilities_of_all_classes(tmp, run):
     p, _ = Predictor(run)(names(tmp))
     written = torch.tensor([[float(row[name]) for name in ('bright', 'red')] for row in rows])
     torch.testing.assert_close(written, p, rtol=1e-5, atol=1e-6)
+    assert called(run, tmp/'img', '--wide', '--batch-size', 7)[1] == text       # it is a CSV, said or not
 
 @pytest.mark.parametrize('options, said', [
     (['--out', 'none/p.csv'], 'no folder'),
@@ -83,7 +84,7 @@ def test_wide_has_the_probabilities_of_all_classes(tmp, run):
     (['--out', '.'], 'is a folder'),
     (['--out', 'labels.csv'], '--force'),
     (['--format', 'xml'], 'table, json or csv'),
-    (['--wide'], '--format csv'),
+    (['--wide', '--format', 'json'], 'form of CSV'),
     (['--wide', '--format', 'csv', '--top', 3], 'has its column'),
     (['--wide', '--format', 'csv', '--threshold', .5], 'has its column'),
     (['--onnx_precision', 'int8'], '--onnx FILE'),

@@ -58,7 +58,9 @@ def test_what_is_printed_before_training():
     assert described(data) == ["labels: in the column 'tags', divided by ';'", 'labels an image: 0 to 3, median 1.5',
                                'classes: cat, dog, owl']
     data = csv('file,cat,dog\na.jpg,1,0\nb.jpg,,0\n')
-    assert described(data) == ['labels an image: 0 to 1, median 0.5; 25% of all marks are unknown', 'classes: cat, dog']
+    unknown, always, classes = described(data)
+    assert unknown == 'labels an image: 0 to 1, median 0.5; 25% of all marks are unknown'
+    assert 'to be without cat:' in always and classes == 'classes: cat, dog'
     pictures(f'img/{i}.png' for i in range(20))
     Path('l.csv').write_text('file,tags\n' + ''.join(f'{i}.png,{"a b" if i%2 else "c"}\n' for i in range(20)))
     out = asl_train('l.csv', '--images', 'img')
@@ -276,6 +278,65 @@ def test_a_file_is_read_once_so_it_can_be_a_pipe():
     train, valid = read_images('pipe', 'img', '0.5')
     writer.join(10)
     assert not writer.is_alive() and len(train.files) == len(valid.files) == 2
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs named pipes')
+def test_a_run_whose_labels_came_from_a_pipe_goes_on(here):
+    from asl.train import train
+    pictures(f'img/{i}.jpg' for i in range(8))
+    os.mkfifo('pipe')
+    text = 'file,labels\n' + ''.join(f'{i}.jpg,{"ab"[i//4]}\n' for i in range(8))
+    writer = threading.Thread(target=lambda: Path('pipe').write_text(text), daemon=True)
+    writer.start()
+    quick = dict(threads=1, workers=0)
+    options = dict(images='img', model='conv3', size=16, batch_size=4, valid='.5', out=here/'runs', **quick)
+    with redirect_stdout(io.StringIO()):
+        run = train('pipe', epochs=1, **options)
+        train(resume=run, epochs=2, **quick)
+    kept = json.loads((run/'settings.json').read_text())
+    assert Path(kept['labels']) == run/'labels_from_pipe.csv' and Path(kept['labels']).read_text() == text
+    assert len((run/'metrics.jsonl').read_text().splitlines()) == 2
+
+def test_a_cure_does_not_throw_away_what_it_is_about():
+    released = 'Image Index,Finding Labels,Patient Age\na.jpg,Mass|Nodule,034Y\nb.jpg,No Finding,51Y\n'
+    said = refusal(csv, released)
+    assert "--label_column 'Finding Labels'" in said and '--ignore_columns' not in said
+    said = refusal(csv, 'file,snow,fjord\na.jpg,ja,1\nb.jpg,nein,0\n')
+    assert 'write 1 and 0' in said and '--label_column' not in said
+    said = refusal(csv, 'file,part,a\na.jpg,train,1\nb.jpg,val,0\nc.jpg,test,0\n')
+    assert '--valid part' in said and '--label_column' not in said
+    assert '--files name' in refusal(csv, 'id,name,a\n7,a.jpg,1\n8,b.jpg,0\n')
+    assert csv('id,name,a\n7,a.jpg,1\n8,b.jpg,0\n', files='name', ignore_columns=['id']).classes == ['a']
+
+def test_columns_that_divide_the_images_are_told():
+    said = csv('file,part,labels\na.jpg,train,x\nb.jpg,test,y\n', labels='labels').told
+    assert any("'part' divides the images" in line for line in said)
+    said = csv('file,fold,a\na.jpg,0,1\nb.jpg,1,0\n').told
+    assert any("'fold' is taken for a class" in line for line in said)
+    assert not any('taken' in line for line in csv('file,a,b\na.jpg,0,1\nb.jpg,1,0\n').told)
+
+def test_a_class_that_nobody_is_known_to_lack_is_told_and_has_no_average_precision():
+    data = csv('file,all,a\na.jpg,1,1\nb.jpg,,0\nc.jpg,1,0\n')
+    assert any('to be without all:' in line for line in described(data))
+    found, ap = score(torch.randn(3, 2), data.targets[:])
+    assert ap.isnan().tolist() == [True, False] and found['mAP'] == 100*ap[1].item()
+
+def test_one_label_a_row_may_have_a_comma():
+    data = csv('file,tag\na.jpg,"sea, deep"\na.jpg,fjord\nb.jpg,fjord\n')
+    assert data.classes == ['fjord', 'sea, deep'] and described(data)[-1] == "classes: fjord, 'sea, deep'"
+
+def test_a_none_that_python_wrote_is_no_label():
+    assert "'None' is no label" in refusal(csv, 'file,labels\na.jpg,None\nb.jpg,cat\n')
+    assert csv('file,labels\na.jpg,none\nb.jpg,cat\n').classes == ['cat', 'none']
+
+def test_links_to_one_file_stay_on_one_side():
+    pictures(f'img/{i}.jpg' for i in range(6))
+    for i in range(6): os.symlink(f'{i}.jpg', f'img/l{i}.jpg')
+    rows = [f'{link}{i}.jpg,{"ab"[i%2]}\n' for link in ('', 'l') for i in range(6)]
+    Path('l.csv').write_text('file,labels\n' + ''.join(rows))
+    for seed in range(5):
+        parts = read_images('l.csv', 'img', '.4', seed=seed)
+        sides = [{Path(file).name.lstrip('l') for file in part.files} for part in parts]
+        assert not sides[0] & sides[1] and len(sides[0] | sides[1]) == 6
 
 def test_a_table_for_prediction_is_read_the_same_way():
     Path('l.csv').write_text('sep=;\n# list\n;file;note\n0;a.jpg;x\n1;b.jpg;\n')

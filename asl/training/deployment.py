@@ -55,8 +55,8 @@ def _exported(net, loss, metadata, dtype):
 def _describe(proto, metadata, precision):
     "Say in the file what a picture must be and what the probabilities are of"
     config = metadata['config']
-    about = dict(classes=json.dumps(metadata['classes'], ensure_ascii=False), size=config['size'], resize='squash',
-        interpolation=config['interpolation'], precision=precision)
+    about = dict(classes=json.dumps(metadata['classes'], ensure_ascii=False), input='RGB from 0 to 1',
+        size=config['size'], resize='squash', interpolation=config['interpolation'], precision=precision)
     for key, value in about.items(): proto.metadata_props.add(key=key, value=str(value))
 
 # %% ../../nbs/39a_training.deployment.ipynb #73d5c50a

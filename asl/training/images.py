@@ -88,11 +88,19 @@ def _labels_of_images(data):
     return targets.positives()
 
 def _members(data):
-    "The images of each unit, lists of indices: those of a group; an image without a group is alone"
-    if data.groups is None: return [[i] for i in range(len(data.files))]
+    "The images of each unit, lists of indices: those of a group; without one, links to one file"
     members = {}
-    for i, group in enumerate(data.groups): members.setdefault(group or i, []).append(i)
+    for i, file in enumerate(data.files):
+        group = data.groups[i] if data.groups else ''
+        members.setdefault(group or _identity(file), []).append(i)
     return list(members.values())
+
+def _identity(file):
+    "What two paths to the same file have in common"
+    if isinstance(file, Stored): return str(file)
+    try: status = os.stat(file)
+    except (OSError, ValueError): return os.path.abspath(file)
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(file)
 
 def _units(labels, members, n_classes):
     "How many images each unit has of each class, and last of all how many it has"
@@ -243,7 +251,7 @@ def readable(
         kept.append(data.pick(good) if len(good) < len(looks) else data)
         bad += [f'{data.at(i)}: {look.reason}' for i, look in enumerate(looks) if look.reason]
         deep.append([data.files[i] for i in good if looks[i].deep])
-    if bad and not skip_bad: refuse_unreadable(bad)
+    if bad and not skip_bad: refuse_unreadable(bad, len(bad) == sum(len(data.files) for data in sets))
     if bad: say(f'left out {len(bad)} images that cannot be read, the first: {bad[0]}')
     return kept, deep
 
@@ -253,10 +261,16 @@ def _size(file):
     try: return os.stat(file).st_size
     except (OSError, ValueError): return 0
 
-def refuse_unreadable(faults:list)->NoReturn: # Lines, one for each image
+def refuse_unreadable(
+    faults:list,    # Lines, one for each image
+    all_of_them:bool=False, # Has every image one?
+)->NoReturn:
     "Refuse images by the first fault, with the way on"
     more = f' (and {len(faults)-1} more like it)' if len(faults) > 1 else ''
-    raise Refused(f'{faults[0]}{more}; --skip_bad goes on without')
+    way_on = '--skip_bad goes on without'
+    if all_of_them and faults[0].endswith('no such file'):
+        way_on = '--images says in which folder they are, --files which column names them'
+    raise Refused(f'{faults[0]}{more}; {way_on}')
 
 # %% ../../nbs/32_training.images.ipynb #8cab759d
 _RANGE_IMAGES = 256          # so many show the range of a data set
@@ -307,13 +321,6 @@ def _check_apart(train, valid):
         if where is None: continue
         row = '' if where == str(file) else f', in {where}'
         raise Refused(f'{valid.at(i)} is a training image already{row}')
-
-def _identity(file):
-    "What two paths to the same file have in common"
-    if isinstance(file, Stored): return str(file)
-    try: status = os.stat(file)
-    except (OSError, ValueError): return os.path.abspath(file)
-    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(file)
 
 def _check_classes_seen(train, valid):
     "Refuse an image for validation with a class that no training image has"

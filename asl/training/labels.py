@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..cli import Refused
 from .stored import Stored
-from .table import Table, a_few, column_of, image_suffixes, joined, table_of
+from .table import Table, a_few, column_of, image_suffixes, joined, shows_image, table_of
 from .targets import Targets, targets_of_labels, targets_of_table
 
 # %% ../../nbs/31_training.labels.ipynb #e21f73cf
@@ -95,6 +95,15 @@ def _check_first_row(table, column, images, suffix):
         raise Refused(f'{table.path}: its first row names the image {name}; it must name the columns, '
                       'or --no_header tell that no row does')
 
+def _check_first_column(table, column):
+    "Refuse a first column that names no image, where another one does"
+    def names_images(i): return all(isinstance(cell, Stored) or shows_image(cell) for cell in table.cells(i))
+    if any(isinstance(cell, Stored) or shows_image(cell) for cell in table.cells(column)): return
+    others = [name for i, name in enumerate(table.header) if i != column and names_images(i)]
+    if not others: return
+    raise Refused(f'{table.path}: its first column, {table.header[column]!r}, names no image, and {others[0]!r} does: '
+                  f'--files {shlex.quote(others[0])}')
+
 def _check_one_kind(path, rows, column, images):
     "Without a folder given, refuse absolute paths beside relative ones"
     kinds = {os.path.isabs(cells[column]): (row, cells[column]) for row, cells in rows}
@@ -118,16 +127,17 @@ def _by_image(files):
 # %% ../../nbs/31_training.labels.ipynb #1d90e738
 def _unknown(classes):
     "The end of a message about a name that training did not have"
-    return f'is not among the classes of training ({a_few(classes)})'
+    return (f'is not among the classes of training ({a_few(classes)}); '
+            'leave it out there, or give training an image of it')
 
 # %% ../../nbs/31_training.labels.ipynb #02ae78e7
-def _separator(texts, classes):
-    "The first of three separators that is in any text and in no class name; '' if none is"
-    usable = [s for s in '|;,' if not any(s in name for name in classes or ())]
+def _separator(texts, classes, of_one):
+    "The first separator that is in any text and in no class name, '' if none is; no comma where a row has one label"
+    usable = [s for s in ('|;' if of_one else '|;,') if not any(s in name for name in classes or ())]
     return next((s for s in usable if any(s in text for text in texts)), '')
 
-def _labels_of_rows(table, column, separator, classes):
-    "The set of labels in each row, and how they were told apart"
+def _labels_of_rows(table, column, separator, classes, repeated=False):
+    "The set of labels in each row, and how they were told apart; `repeated`: some images have several rows"
     texts = table.cells(column)
     name = table.header[column]
     _check_no_nan(table, column)
@@ -136,7 +146,7 @@ def _labels_of_rows(table, column, separator, classes):
         if separator is not None:
             raise Refused(f'--separator: the cells of the column {name!r} are lists, and need none')
         return lists, f'labels: lists in the column {name!r}'
-    if separator is None: separator = _separator(texts, classes)
+    if separator is None: separator = _separator(texts, classes, repeated)
     parts = [text.split(separator) if separator else [text] for text in texts]
     found = [{label.strip() for label in labels} - {''} for labels in parts]
     told = f'divided by {separator!r}' if separator else 'one in each cell'
@@ -146,7 +156,7 @@ def _labels_of_rows(table, column, separator, classes):
 def _check_no_nan(table, column):
     "Refuse a cell in which a program wrote that it has no value"
     for row, cells in table.rows:
-        if cells[column].lower() in ('nan', '<na>'):
+        if cells[column].lower() in ('nan', '<na>') or cells[column] == 'None':
             raise Refused(f'{table.path}, row {row}, column {table.header[column]}: {cells[column]!r} is no label; '
                           'leave the cell empty if the image has none')
 
@@ -209,9 +219,9 @@ def _check_names(table, column, found):
                       'write a column for each')
 
 # %% ../../nbs/31_training.labels.ipynb #b2e60c9d
-WORDS = dict.fromkeys(('true', 'yes', 'x'), 1.) | dict.fromkeys(('false', 'no'), 0.)
+WORDS = dict.fromkeys(('true', 'yes', 'y', 'x'), 1.) | dict.fromkeys(('false', 'no', 'n'), 0.)
 WORDS |= dict.fromkeys(('', 'nan', 'na', 'n/a', '<na>', 'none', 'null'), -100.)     # nobody has looked
-MARKS = '0, 1 or empty (nor a number between, true, false, yes, no, x, NaN, -1)'
+MARKS = '0, 1 or empty (nor a number between, true, false, yes, no, y, n, x, NaN, -1)'
 
 @lru_cache(maxsize=2**16)
 def mark(cell):
@@ -239,13 +249,21 @@ def _is_no_class(cells):
     return sum(m is None for m in marks) > sum(m is not None and m >= 0 for m in marks)
 
 def _cure(table, columns, no_classes, ignored):
-    "What helps where some of the columns are no classes"
+    "What helps where some of the columns are no classes, the likeliest first"
+    words = {i: {cell for cell in table.cells(i) if mark(cell) is None} for i in no_classes}
+    for i in no_classes:
+        name = shlex.quote(table.header[i])
+        if _divides(table, i): return f'; --valid {name} validates on its part'
+        if any(re.search(r'\w[|;]', cell) for cell in words[i]):
+            return f'; --label_column {name} takes its cells for labels'
+        if no_classes == [i] and len(words[i]) <= 2 and all(word.isalpha() for word in words[i]):
+            return f'; write 1 and 0, or leave the column out: --ignore_columns {name}'
     cures = []
+    if any(re.search(r'[^\W\d]', cell) for i in no_classes for cell in table.cells(i)):
+        cures.append('if one column holds all labels, name it with --label_column')
     if len(no_classes) < len(columns):
         names = joined([*ignored, *(table.header[i] for i in no_classes)])
         cures.append(f'--ignore_columns {shlex.quote(names)} leaves out what is no class')
-    if any(re.search(r'[^\W\d]', cell) for i in no_classes for cell in table.cells(i)):
-        cures.append('if one column holds all labels, name it with --label_column')
     return ''.join(f'; {cure}' for cure in cures)
 
 # %% ../../nbs/31_training.labels.ipynb #fef11baa
@@ -262,6 +280,22 @@ def _column_targets(table, columns):
 VALID_WORDS = {'1', '1.0', 'true', 'yes', 'valid', 'val', 'validation'}
 TRAIN_WORDS = {'0', '0.0', 'false', 'no', 'train', 'training', ''}
 TEST_WORDS = {'test', 'testing'}
+OF_PARTS = {'split', 'fold', 'folds', 'subset', 'partition', 'valid', 'is_valid', 'is_train'}
+
+def _divides(table, column):
+    "Does a column say train, and valid or test, in words?"
+    words = {cell.lower() for cell in table.cells(column)} - {''}
+    parts = {'train', 'training'}, {'valid', 'val', 'validation', *TEST_WORDS}
+    return words <= parts[0] | parts[1] and all(words & part for part in parts)
+
+def _told_of_parts(table, columns):
+    "A line about columns that seem to divide the images and are not used for that"
+    of_no_use = [i for i in range(len(table.header)) if i not in (columns.files, columns.labels, columns.group)]
+    dividing = [table.header[i] for i in of_no_use if _divides(table, i)]
+    taken = [] if columns.labels is not None else [table.header[i] for i in columns.classes]
+    return [f'the column {name!r} divides the images, and is not used; --valid {name} would' for name in dividing] + [
+        f'the column {name!r} is taken for a class; --valid {name} would divide by it, --ignore_columns leaves it out'
+        for name in taken if name.lower() in OF_PARTS]
 
 def _part_named(header, valid):
     "The column for validation, and, of one such as fold:3, which of its values is for validation, else None"
@@ -392,8 +426,10 @@ def read_csv(
     column, value = (None, None) if valid is None else _part_named(table.header, valid)
     columns = _columns(table, files, labels, column, label_columns, ignored, classes, group)
     in_valid = None
+    notes = _told_of_parts(table, columns) if columns.valid is None and classes is None else []
     if columns.valid is not None: table, in_valid = _without_test(table, columns.valid, value, say)
     if not no_header: _check_first_row(table, columns.files, images, suffix)
+    if files is None and not suffix: _check_first_column(table, columns.files)
     has_names = columns.labels is not None
     paths = files_of(table.path, table.rows, columns.files, images, suffix, repeated=has_names)
     first, image = _by_image(paths)
@@ -401,12 +437,12 @@ def read_csv(
     if columns.labels is None:
         targets, names, told = _class_targets(table, columns.classes, classes, label_columns, ignored)
     else:
-        found, how = _labels_of_rows(table, columns.labels, separator, classes)
+        found, how = _labels_of_rows(table, columns.labels, separator, classes, len(first) < len(image))
         targets, names = _label_targets(table.path, where, found, image, classes)
         told = [how] if len(first) == len(image) else [how, f'{len(image)} rows of {len(first)} images, taken together']
     if in_valid is not None: in_valid = _valid_by_image(table, in_valid, first, image)
     groups = None if columns.group is None else [table.cells(columns.group)[i] for i in first]
-    told = (*(f'{table.path}: {note}' for note in table.notes), *told)
+    told = (*(f'{table.path}: {note}' for note in [*table.notes, *notes]), *told)
     return ImageSet([paths[i] for i in first], targets, names, [where[i] for i in first], told, groups), in_valid
 
 def _without_test(table, column, value, say):
@@ -422,11 +458,15 @@ def described(data:ImageSet)->list: # Lines
     "How the labels were read, how many an image has, and the first classes"
     lines = list(data.told)
     if not data.single:
-        row, _, value = targets_of_table(data.targets).entries()
+        targets = targets_of_table(data.targets)
+        row, _, value = targets.entries()
         counts = torch.bincount(row[value >= .5], minlength=len(data.files)).tolist()
         unknown = int((value == -100).sum())
         lines.append(f'labels an image: {min(counts)} to {max(counts)}, median {median(counts):g}')
         if unknown: lines[-1] += f'; {unknown/len(data.files)/len(data.classes):.0%} of all marks are unknown'
+        always = [name for name, positives, known in zip(data.classes, *targets.counts()) if positives == known > 0]
+        if always: lines.append(f'no image is known to be without {a_few(always)}: nothing can be learned of that; '
+                                'write 0 where a label is not there, or leave the column out')
     return [*lines, f'classes: {a_few(data.classes)}']
 
 # %% ../../nbs/31_training.labels.ipynb #5b21e39e

@@ -8,6 +8,7 @@ __all__ = ['make_model', 'picture_config', 'begin', 'loss_settings', 'meaning', 
 # %% ../../nbs/34_training.model.ipynb #ed70a10b
 import hashlib, os
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -44,7 +45,7 @@ def make_model(
     "A small network, or any timm model that can take images of this size"
     if name == 'conv3': return _conv3(n_classes)
     try: model = _timm_model(name, name, size, num_classes=n_classes, **more)
-    except Exception as e: raise Refused(f'--model {name}: {e}') from None
+    except Exception as e: raise Refused(f'--model {name}: {e}{_near(name)}') from None
     return _tried(model, name, n_classes, size)
 
 def _timm_model(source, name, size, **more):
@@ -54,6 +55,12 @@ def _timm_model(source, name, size, **more):
     if config and config.fixed_input_size and size:
         if size != config.input_size[-1] or 'img_size' in more: more['img_size'] = size
     return timm.create_model(source, in_chans=3, **more)
+
+def _near(name):
+    "The end of a message about a model that timm does not know: what it has with such a name"
+    import timm
+    near = [] if timm.is_model(name) else get_close_matches(name, timm.list_models())
+    return f"; there is {', '.join(near)}" if near else ''
 
 def _tried(model, name, n_classes, size):
     "The model, which has been shown two empty images and gives what it should"
@@ -128,7 +135,7 @@ def _made_by_timm(weights, size):
         try: config = timm.get_pretrained_cfg(weights.model)
         except Exception: config = None
         if not (config and config.has_weights):
-            raise Refused(f'--weights pretrained: timm has none for {weights.model}; {WAYS_ON}')
+            raise Refused(f'--weights pretrained: timm has none for {weights.model}{_near(weights.model)}; {WAYS_ON}')
         repository = config.hf_hub_id or config.url
     source = weights.model if weights.kind == 'pretrained' else f'hf-hub:{repository}'
     file = 'model.safetensors'

@@ -71,7 +71,7 @@ class _OfTraining:
     batch_size:int=64             # Images a step, of all processes together
     accumulate:int=1              # Parts in which a batch is computed, for less memory
     lr:float|None=None            # Highest learning rate (0.003; with weights of another training 0.001)
-    freeze:str|None=None  # head: train the last layer only; a number: so many epochs, then all (3; random weights: 0)
+    freeze:str='0'                # Epochs of the last layer alone, at ten times the rate; head: all of them
     layer_decay:float|None=None   # Rate of each layer as a part of that of the layer above, such as 0.75
     clip_grad:float|None=None     # Largest norm of the gradient
     mixup:float=0.                # Mix images and labels; alpha of timm's mixup, such as 0.2
@@ -128,7 +128,6 @@ class Completed(Options):
     "Options whose defaults, where they depend on the data, are known"
     model:str
     weights:str
-    freeze:str
     epochs:int
     lr:float
     threads:int
@@ -206,12 +205,9 @@ def _check_meant(options):
     if options.own and options.classes is not None: raise Refused('--classes: the classes are those of your images')
 
 # %% ../../nbs/38_training.options.ipynb #b6de8ca4
-FREEZE = 3      # epochs of the head alone; what was tried is told on the page of `asl_train`
-
 def _digits_defaults():
     "For the digits: small, and to the last bit the same everywhere"
-    return dict(model='conv3', weights='random', freeze='0', epochs=20, lr=3e-3, threads=1, workers=0, device='cpu',
-                classes=80)
+    return dict(model='conv3', weights='random', epochs=20, lr=3e-3, threads=1, workers=0, device='cpu', classes=80)
 
 def _images_defaults(options):
     "For images of one's own: the network is larger, and the machine is there to be used"
@@ -219,9 +215,9 @@ def _images_defaults(options):
     found = find_weights(weights, options.model)
     cores = os.cpu_count() or 1
     processes = int(os.environ.get('WORLD_SIZE', 1))
-    tuned = dict(freeze='0', lr=3e-3) if found.kind == 'random' else dict(freeze=str(FREEZE), lr=1e-3)
+    lr = 3e-3 if found.kind == 'random' else 1e-3
     machine = dict(threads=max(1, cores//processes), workers=min(4, cores))
-    return dict(model=found.model, weights=weights, epochs=20) | machine | tuned
+    return dict(model=found.model, weights=weights, epochs=20, lr=lr) | machine
 
 # %% ../../nbs/38_training.options.ipynb #0468c123
 def complete(

@@ -6,11 +6,12 @@
 __all__ = ['validation_of', 'run_training']
 
 # %% ../../nbs/39_training.pipeline.ipynb #a51fbb5f
-import csv, json, math, os, shlex, shutil, signal, sys, time
+import csv, json, math, os, shlex, shutil, signal, stat, sys, time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
@@ -548,6 +549,25 @@ def _scores_as_text(record, own):
     lines += ['', *_score_lines('as probabilities', POSTERIOR_SCORES, record)]
     return '\n' + '\n'.join(lines) + '\n'
 
+# %% ../../nbs/39_training.pipeline.ipynb #ee32d1e1
+PIPED = 'labels_from_pipe.csv'
+
+@contextmanager
+def _labels_as_file(options):
+    "The options; labels that come from a pipe are in a file inside"
+    if options.resume or not options.labels or not stat.S_ISFIFO(_mode(options.labels)):
+        yield options
+        return
+    with TemporaryDirectory() as folder:
+        path = Path(folder)/PIPED
+        path.write_bytes(Path(options.labels).read_bytes())
+        yield replace(options, labels=str(path))
+
+def _mode(path):
+    "What kind of file it is; 0 if there is none"
+    try: return os.stat(path).st_mode
+    except OSError: return 0
+
 # %% ../../nbs/39_training.pipeline.ipynb #16281d97
 def _run_folder(options, settings, metadata, names)->RunFolder:
     "The run folder, new or to go on with; this process holds it"
@@ -558,7 +578,11 @@ def _run_folder(options, settings, metadata, names)->RunFolder:
         raise Refused(f'--resume {run}: images or labels have changed since it began')
     folder = new_run(options.out, options.loss, options.name, options.force)
     try:
-        write_json(folder.path/'settings.json', _kept_settings(options, settings, metadata))
+        kept = _kept_settings(options, settings, metadata)
+        if PIPED in str(options.labels):
+            shutil.copy(options.labels, folder.path/PIPED)
+            kept['labels'] = os.path.abspath(folder.run/PIPED)
+        write_json(folder.path/'settings.json', kept)
         write_json(folder.path/'classes.json', metadata['classes'])
         if names: write(folder.path/'split.csv', _split_csv(names))
     except OSError:
@@ -656,6 +680,7 @@ def _prepare(options, settings, accelerator, say)->Training:
     train, valid = _read(options, say)
     if options.own: options = _with_folder(options, train)
     _check_memory(options, len(train.targets))
+    _steps(len(train.targets), options, accelerator.num_processes)      # refuses too few images
     net, about, config = _network(options, train.classes, say)
     if options.own:
         hide_bar = not (sys.stdout.isatty() and accelerator.is_main_process)
@@ -733,11 +758,12 @@ def run_training(
     options = resumed(options) if options.resume else complete(options)
     check_numbers(options)
     _check_log(options)
-    need('timm', 'accelerate', 'sklearn', 'matplotlib', 'PIL', 'safetensors', 'tqdm')
+    need('timm', 'accelerate', 'matplotlib', 'PIL', 'safetensors', 'tqdm')
+    if not options.own: need('sklearn')        # has the digits
     settings = loss_asked(options, single=options.own and not options.labels)
     accelerator = _accelerator(options)
     say = print if accelerator.is_main_process else lambda *_: None
-    with fixed(options.seed, options.threads), _memory_refused(options):
+    with fixed(options.seed, options.threads), _memory_refused(options), _labels_as_file(options) as options:
         training = _prepare(options, settings, accelerator, say)
         _carry_out(training)
     say(_scores_as_text(training.records[-1], options.own))

@@ -419,7 +419,7 @@ def _check_meant(options):
     "Refuse options that would do nothing"
     if not (options.paths or options.onnx): raise Refused('nothing to do: give images, a folder or a CSV, or --onnx')
     if options.out and not options.paths: raise Refused('--out: nothing to write there; give images, a folder or a CSV')
-    if options.wide and options.format != 'csv': raise Refused('--wide: is a form of CSV; add --format csv')
+    if options.wide and options.format == 'json': raise Refused('--wide: is a form of CSV; leave --format out')
     for name in ('top', 'threshold'):
         if options.wide and getattr(options, name) is not None:
             raise Refused(f'--{name}: with --wide every class has its column')

@@ -56,16 +56,18 @@ def _group_ends(sorted_p):
     return torch.where(is_end, places, n).flip(1).cummin(1).values.flip(1)
 
 def _ap_of_block(p, positive, known):
-    "The average precision of each class, all at once"
+    "The average precision of each class, all at once; nan where nothing is to be told apart"
     p, order = p.masked_fill(~known, -math.inf).T.contiguous().sort(1, descending=True)
     hits = (positive & known).T.gather(1, order)
+    there = hits.sum(1)
     n = p.shape[1]
     precision = hits.cumsum(1).double()/torch.arange(1, n+1, device=p.device)
     precision = precision.gather(1, _group_ends(p))
-    return ((precision*hits).sum(1)/hits.sum(1)).to(p.dtype)         # 0/0 is nan
+    ap = (precision*hits).sum(1)/there                          # 0/0 is nan
+    return ap.masked_fill(there == known.sum(0), torch.nan).to(p.dtype)
 
 def _ap(p, positive, known, most=2**24):
-    """Average precision of each class among its known entries, (C,); nan where none is positive.
+    """Average precision of each class among its known entries, (C,); nan where none or all are positive.
 
     All arguments (N, C). At most `most` entries are looked at together: each needs some 40 bytes."""
     if not len(p): return p.new_full((p.shape[1],), torch.nan)

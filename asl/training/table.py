@@ -37,13 +37,15 @@ def _text(path):
     except UnicodeDecodeError as e:
         row = len((e.object[:e.start] + b'x').splitlines())
         raise Refused(f'{path}, row {row}: not UTF-8; save it as CSV UTF-8') from None
+    if str(path).endswith('.json'): raise Refused(f'{path}: JSON, but not as COCO has it for instances')
     if '\0' in text: raise Refused(f'{path}: not a text file')
     return normalize('NFC', text)
 
 # %% ../../nbs/30a_training.table.ipynb #ca3786f3
 def a_few(names, most=8):
-    "The first names, and how many there are"
-    return ', '.join(names[:most]) + (f', ... ({len(names)} in all)' if len(names) > most else '')
+    "The first names, and how many there are; one with a comma in quotes"
+    shown = [repr(name) if ',' in str(name) else str(name) for name in names[:most]]
+    return ', '.join(shown) + (f', ... ({len(names)} in all)' if len(names) > most else '')
 
 @cache
 def image_suffixes():
@@ -53,14 +55,15 @@ def image_suffixes():
     readable = set(Image.OPEN) - {'BUFR', 'EPS', 'GRIB', 'HDF5', 'MPEG', 'WMF'}
     return {end for end, kind in Image.registered_extensions().items() if kind in readable}
 
-def _names_an_image(text):
+# %% ../../nbs/30a_training.table.ipynb #94fbbcb8
+def shows_image(text):
     "Does it end like the name of a picture?"
     return Path(text).suffix.lower() in image_suffixes()
 
 # %% ../../nbs/30a_training.table.ipynb #526a83e4
 def _is_comment(line, delimiter):
     "Does a line begin with #, and name no image?"
-    return line[0] == '#' and not _names_an_image(line.split(delimiter)[0].strip())
+    return line[0] == '#' and not shows_image(line.split(delimiter)[0].strip())
 
 # Not pandas: it is a large dependency, and says of a broken row neither the file nor the line to mend
 def _records(path, text, delimiter, comments):
@@ -142,7 +145,7 @@ def _check_widths(path, header, rows):
 def _check_header(at, header):
     "Refuse a header that is none, or whose columns have no name of their own; `at` is where it stands"
     for i, name in enumerate(header):
-        if _names_an_image(name):
+        if shows_image(name):
             raise Refused(f'{at}: names an image; the first row must name the columns '
                           '(asl_train does without, if told --no_header)')
         if name and name in header[:i]: raise Refused(f'{at}: two columns are called {name}')

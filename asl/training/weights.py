@@ -52,7 +52,8 @@ def _described(weights, model):
     if os.path.isfile(os.path.join(path, 'config.json')):
         return _of_timm('folder', path, os.path.join(path, 'config.json'), model)
     if os.path.isfile(path): return _of_run('file', path, model)
-    hint = 'no run (best.safetensors) and no folder of timm (config.json)' if os.path.isdir(path) else 'no such file'
+    hint = 'no such file, and not pretrained or random'
+    if os.path.isdir(path): hint = 'no run (best.safetensors) and no folder of timm (config.json)'
     if not os.path.exists(path) and weights.count('/') == 1: hint += f'; of the Hub it would be hf-hub:{weights}'
     raise Refused(f'--weights {weights}: {hint}')
 
