@@ -33,8 +33,11 @@ def _say(line):
 def _read(options, predictor):
     "Images with the targets of the run's classes, and what to call them"
     if options.labels:
-        read = _from_coco if is_coco(options.labels) else _from_csv
-        return read(options, predictor), str(options.labels)
+        path = str(options.labels)
+        data, header = _from_coco(options) if is_coco(path) else _from_csv(options)
+        data = data._replace(targets=data.targets[:])       # scores are a table as well
+        data = _fitted(data, predictor, path, header)
+        return _with_one_label(data) if predictor.single else data, path
     if options.images:
         if not predictor.single:
             raise Refused(f'--images {options.images}: a folder for each class says one label an image, '
@@ -43,8 +46,8 @@ def _read(options, predictor):
     try: return validation_of(options.run), f'validation split of {options.run}'
     except Refused as e: raise Refused(f'{e}; or give a CSV or --images') from None
 
-def _from_csv(options, predictor):
-    "Images and targets of a CSV, read as that of the training but for what is given"
+def _from_csv(options):
+    "Images and targets of a CSV, read as that of the training but for what is given; and the names of its columns"
     path = str(options.labels)
     kept = read_settings(options.run)
     def told(name): return getattr(options, name) or kept.get(name)
@@ -52,16 +55,11 @@ def _from_csv(options, predictor):
     data, _ = read_csv(table, options.images and str(options.images), files=told('files'), suffix=told('suffix') or '',
         separator=kept.get('separator') if options.separator is None else options.separator,
         no_header=told('no_header') or False, **_columns_told(options, kept, table.header))
-    data = data._replace(targets=data.targets[:])       # scores are a table as well
-    data = _fitted(data, predictor, path, set(table.header))
-    return _with_one_label(data) if predictor.single else data
+    return data, set(table.header)
 
-def _from_coco(options, predictor):
-    "Images and targets of COCO's instances JSON"
-    path = str(options.labels)
-    data = read_coco(path, options.images and str(options.images))
-    data = _fitted(data._replace(targets=data.targets[:]), predictor, path, set())
-    return _with_one_label(data) if predictor.single else data
+def _from_coco(options):
+    "The same of COCO's instances JSON, which has no columns"
+    return read_coco(str(options.labels), options.images and str(options.images)), set()
 
 def _columns_told(options, kept, header)->dict:
     "Which columns hold labels: as given; else as in training, as far as this header has them"

@@ -6,7 +6,7 @@
 __all__ = ['validation_of', 'run_training']
 
 # %% ../../nbs/39_training.pipeline.ipynb #a51fbb5f
-import csv, json, math, os, shlex, shutil, signal, stat, sys, time
+import csv, json, math, os, shlex, shutil, signal, sys, time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -555,18 +555,13 @@ PIPED = 'labels_from_pipe.csv'
 @contextmanager
 def _labels_as_file(options):
     "The options; labels that come from a pipe are in a file inside"
-    if options.resume or not options.labels or not stat.S_ISFIFO(_mode(options.labels)):
+    if options.resume or not options.labels or not Path(options.labels).is_fifo():
         yield options
         return
     with TemporaryDirectory() as folder:
         path = Path(folder)/PIPED
         path.write_bytes(Path(options.labels).read_bytes())
         yield replace(options, labels=str(path))
-
-def _mode(path):
-    "What kind of file it is; 0 if there is none"
-    try: return os.stat(path).st_mode
-    except OSError: return 0
 
 # %% ../../nbs/39_training.pipeline.ipynb #16281d97
 def _run_folder(options, settings, metadata, names)->RunFolder:
@@ -579,7 +574,7 @@ def _run_folder(options, settings, metadata, names)->RunFolder:
     folder = new_run(options.out, options.loss, options.name, options.force)
     try:
         kept = _kept_settings(options, settings, metadata)
-        if PIPED in str(options.labels):
+        if options.labels and Path(options.labels).name == PIPED:
             shutil.copy(options.labels, folder.path/PIPED)
             kept['labels'] = os.path.abspath(folder.run/PIPED)
         write_json(folder.path/'settings.json', kept)

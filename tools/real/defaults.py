@@ -59,11 +59,11 @@ def write_tables(name:str, seed:int, folder:Path) -> tuple[Path, Path]:
 def weights_file(folder:Path) -> Path:
     "Lite0's weights by the names of timm's model"
     import timm
-    from real.features import lite0_weights
+    from real.features import as_timm_names, lite0_weights
     from safetensors.torch import save_file
-    names = timm.create_model('tf_efficientnet_lite0').state_dict()     # both list their layers from input to output
+    weights = as_timm_names(timm.create_model('tf_efficientnet_lite0'), lite0_weights())
     path = folder/'lite0.safetensors'
-    save_file({name: value.contiguous() for name, value in zip(names, lite0_weights().values())}, path)
+    save_file({name: value.contiguous() for name, value in weights.items()}, path)
     return path
 
 def result_of(run:Run, folder:Path) -> dict[str, Any]:

