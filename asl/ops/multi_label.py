@@ -293,14 +293,15 @@ def negatives(z:Tensor, s:Settings, needs_grad:bool) -> tuple[Tensor, Tensor|Non
 def _negatives_but(ones:Tensor, z:Tensor, settings:Settings, needs_grad:bool, keep_entries:bool):
     "Loss, as in `_in_chunks`, and gradient of entries (N, C) of label 0; at the flat indices `ones` no loss"
     gradient = z.new_empty(z.shape) if needs_grad else None
+    C = z.shape[1]
     losses = []
     done = 0
-    for block in z.split(max(1, CACHE_ENTRIES//z.shape[1])):
+    for block in z.split(max(1, CACHE_ENTRIES//C)):
         loss, slope = negatives(block, settings, needs_grad)
         here = ones[torch.searchsorted(ones, done):torch.searchsorted(ones, done+block.numel())]
         loss.view(-1).index_fill_(0, here-done, 0.)
         losses.append(loss if keep_entries else loss.sum())
-        if gradient is not None: gradient.view(-1)[done:done+block.numel()] = slope.view(-1)
+        if gradient is not None and slope is not None: gradient[done//C:done//C+len(block)] = slope
         done += block.numel()
     return torch.cat(losses) if keep_entries else torch.stack(losses), gradient
 
@@ -313,7 +314,7 @@ def _with_ones(ones:Tensor, z:Tensor, settings:Settings, needs_grad:bool, keep_e
     of_ones, slope = loss_and_gradient(positive, torch.ones_like(positive), found, needs_grad)
     if keep_entries: loss.view(-1).index_copy_(0, ones, of_ones)
     else: loss = torch.cat([loss, of_ones])
-    if gradient is not None: gradient.view(-1).index_copy_(0, ones, slope)
+    if gradient is not None and slope is not None: gradient.view(-1).index_copy_(0, ones, slope)
     return loss, gradient
 
 # %% ../../nbs/24_ops.multi_label.ipynb #75cb260d
