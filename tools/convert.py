@@ -1,6 +1,6 @@
 """Notebooks for the documentation: processed by nbdev, which writes for Quarto, and from there to the Markdown of MyST,
 or to plain Markdown as GitHub shows it."""
-import inspect, re, sys
+import ast, inspect, re, sys
 from functools import cache
 from importlib import import_module
 from operator import attrgetter
@@ -13,6 +13,8 @@ from nbdev import processors
 from nbdev.config import get_config
 from nbdev.doclinks import NbdevLookup
 from nbdev.processors import FilterDefaults, exec_show_docs
+import menu
+from menu import stem
 
 cfg = get_config()
 host = f'{cfg.doc_host}{cfg.doc_baseurl}'.rstrip('/')+'/'
@@ -39,10 +41,6 @@ returned = re.compile(r'^\)->(.*): # (.*)$', re.M)
 def slug(title):
     "The address of a heading, as nbdev's doclinks have it"
     return re.sub(r'[^\w .-]', '', title.strip().lower()).replace(' ', '-')
-
-def stem(path):
-    "The name of a notebook's page: 20_ops.checks.ipynb is ops.checks.html"
-    return re.sub(r'^\d+[a-z]?_|\.ipynb$', '', Path(path).name.lower())
 
 def outside_code(change, text):
     "Apply `change` to `text`, but not to the code in it"
@@ -135,8 +133,12 @@ class ShowDocs(exec_show_docs):
     def __call__(self, cell):
         if cell.cell_type == 'code' and 'show_doc(' in cell.source: super().__call__(cell)
 
+def mark_source(cell):
+    "Remember that a cell is exported and shown: later its directives are gone"
+    if cell.cell_type == 'code' and 'exporti' in cell.directives_: cell.metadata['tags'] = ['source']
+
 class Pages(FilterDefaults):
-    def base_procs(self): return [ShowDocs if o is exec_show_docs else o for o in super().base_procs()]
+    def base_procs(self): return [mark_source, *(ShowDocs if o is exec_show_docs else o for o in super().base_procs())]
 
 @cache
 def processed(path):
@@ -154,6 +156,8 @@ def convert(path, plain=False):
     for i, cell in enumerate(nb.cells):
         if cell.cell_type == 'raw':
             nb.metadata.page = page = yaml.safe_load(cell.source.strip().strip('-'))
+            nb.metadata.menu = page['title']
+            if menu.inside(stem(path), menu.groups()): page['title'] = menu.INSIDE + page['title']
             cell = nbformat.v4.new_markdown_cell(f"# {page['title']}\n\n> {page.get('description', '')}")
         if cell.source.startswith('<!-- WARNING'): continue
         if cell.cell_type == 'code':
@@ -163,10 +167,11 @@ def convert(path, plain=False):
             if option.get('include') == 'false': continue
             if option.get('output') == 'false': cell.outputs = []
             if option.get('echo') == 'false': tags.append('remove-input')
-            if option.get('code-fold') == 'true': tags.append('hide-input')
             if option.get('output') == 'asis':
                 cell = nbformat.v4.new_markdown_cell('\n'.join(o.data.get('text/markdown', '') for o in cell.outputs))
-            else: figure(cell, option, *nb.cells[i+1:i+2])
+            else:
+                figure(cell, option, *nb.cells[i+1:i+2])
+                fold(cell, option)
             if cell.cell_type == 'code' and plain:
                 if 'remove-input' in tags: cell.source = ''
                 cell.outputs = [o for o in cell.outputs if not moves(o)]
@@ -176,6 +181,29 @@ def convert(path, plain=False):
     nb.cells = cells
     nb.metadata['language_info'] = dict(name='python')
     return nb
+
+PICTURE, TEST = 4, 5        # lines from which on the code of a picture, and a test that shows nothing, are folded
+
+def fold(cell, option):
+    "Fold what a reader can do without, and say what it is: source of the package, the code of a picture, long tests"
+    lines = len(cell.source.strip().splitlines())
+    drawn = any(kind.startswith('image/') for o in cell.outputs for kind in o.get('data', {}))
+    if 'source' in cell.metadata.tags: what = f'Source of {defined(cell.source)}'
+    elif drawn and lines > PICTURE: what = 'Code of this picture'
+    elif not cell.outputs and lines > TEST and re.search(r'^ *(assert|test_|says)', cell.source, re.M): what = 'Test'
+    elif option.get('code-fold') == 'true': what = 'Code'
+    else: return
+    if 'hide-input' not in cell.metadata.tags: cell.metadata.tags.append('hide-input')
+    cell.metadata.mystnb |= dict(code_prompt_show=what, code_prompt_hide=what)
+
+def defined(source):
+    "The names that a piece of source defines"
+    names = []
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign): names += [ast.unparse(target) for target in node.targets]
+        elif hasattr(node, 'name'): names.append(node.name)
+    names = list(dict.fromkeys(names))
+    return ', '.join(names[:4]) + (' and more' if len(names) > 4 else '') if names else 'what is imported'
 
 def moves(output):
     "Whether an output is a figure with sliders, which GitHub does not show"
