@@ -58,10 +58,16 @@ def headed(tree, level):
     "Captions as headings of a level, without the word that stands above them all"
     def caption(m):
         name = m[1].removeprefix(menu.INSIDE)
+        name = name[0].upper()+name[1:]
         return f'<p class="caption" role="heading" aria-level="{level}"><span class="caption-text">{name}</span></p>'
     return CAPTION.sub(caption, tree)
 
+def summaries(app, pagename, template, context, doctree):
+    "What folds is called by what stands on it, and tells it to everybody"
+    context['body'] = context.get('body', '').replace('<summary aria-label="Toggle hidden content">', '<summary>')
+
 def setup(app):
+    app.connect('html-page-context', summaries)
     app.connect('html-page-context', navigation, priority=900)      # after Furo
     app.connect('html-page-context', describe)
     # Search would read the pages with fetch, which a browser forbids between files

@@ -4,7 +4,6 @@ import ast, inspect, re, sys
 from functools import cache
 from importlib import import_module
 from operator import attrgetter
-from pathlib import Path
 from textwrap import wrap
 import nbformat, yaml
 from fastcore.docscrape import NumpyDocString
@@ -36,6 +35,7 @@ code = re.compile(r'^(`{3,}).*?^\1`*[ \t]*$|`[^`\n]+`', re.M|re.S)
 callout = re.compile(r'^:::+ *\{\.callout-(\w+)[^}]*\}\n+(?:#+ +([^\n]+)\n)?(.*?)^:::+ *$', re.M|re.S)
 entry = re.compile(r'\A(?:---\n+)?\[source\]\((\S+)\)\{[^}]*\}\n+(#+ (\S+))\n+(```python\n.*?\n```)(.*)\Z', re.S)
 documented = re.compile(r'^ {4}(\*{0,2}\w+)(?::(.*?))?(?:=.*?)?, # (.*)$', re.M)
+paper = re.compile(r'(?:arxiv\.org/abs|doi\.org)/([^\s)>\]"]+)')
 returned = re.compile(r'^\)->(.*): # (.*)$', re.M)
 
 def slug(title):
@@ -54,6 +54,21 @@ def admonition(m, plain):
     if not plain: return f':::{{admonition}} {title or kind.title()}\n:class: {kind}\n\n{body}\n:::'
     lines = [f'[!{kind.upper()}]', *([f'**{title}**', ''] if title else []), *body.splitlines()]
     return '\n'.join(f'> {line}'.rstrip() for line in lines)
+
+@cache
+def papers(): return yaml.safe_load((menu.root/'docs/references.yml').read_text(encoding='utf-8'))
+
+def references(texts, name):
+    "The papers that texts of a page link to or name, as the list at its end; '' where there are none"
+    linked = dict.fromkeys(key.rstrip('.') for text in texts for key in paper.findall(text))
+    unknown = [key for key in linked if key not in papers()]
+    if unknown: sys.exit(f'{name} links to {", ".join(unknown)}: say in docs/references.yml what that is')
+    return '\n'.join(['## References', '', *(f'- {papers()[key]}' for key in linked)]) if linked else ''
+
+def shown_text(cell):
+    "The Markdown of a cell, or of what it shows"
+    if cell.cell_type == 'markdown': return cell.source
+    return '\n'.join(''.join(o.get('data', {}).get('text/markdown', '')) for o in cell.get('outputs', []))
 
 def signature(name, found):
     "How to call it; nbdev's own signature has too long lines, and no `*`"
@@ -170,7 +185,7 @@ def convert(path, plain=False):
             if option.get('output') == 'asis':
                 cell = nbformat.v4.new_markdown_cell('\n'.join(o.data.get('text/markdown', '') for o in cell.outputs))
             else:
-                figure(cell, option, *nb.cells[i+1:i+2])
+                figure(cell, option, path.name, *nb.cells[i+1:i+2])
                 fold(cell, option)
             if cell.cell_type == 'code' and plain:
                 if 'remove-input' in tags: cell.source = ''
@@ -178,6 +193,8 @@ def convert(path, plain=False):
             if not cell.source and not cell.get('outputs'): continue
         if cell.cell_type == 'markdown': cell.source = markdown(cell.source, plain)
         cells.append(cell)
+    listed = references(map(shown_text, cells), path.name) if path.name != cfg.readme_nb else ''
+    if listed: cells.append(nbformat.v4.new_markdown_cell(markdown(listed, plain)))
     nb.cells = cells
     nb.metadata['language_info'] = dict(name='python')
     return nb
@@ -187,11 +204,10 @@ PICTURE, TEST = 4, 5        # lines from which on the code of a picture, and a t
 def fold(cell, option):
     "Fold what a reader can do without, and say what it is: source of the package, the code of a picture, long tests"
     lines = len(cell.source.strip().splitlines())
-    drawn = any(kind.startswith('image/') for o in cell.outputs for kind in o.get('data', {}))
     if 'source' in cell.metadata.tags: what = f'Source of {defined(cell.source)}'
-    elif drawn and lines > PICTURE: what = 'Code of this picture'
-    elif not cell.outputs and lines > TEST and re.search(r'^ *(assert|test_|says)', cell.source, re.M): what = 'Test'
+    elif pictures(cell) and lines > PICTURE: what = 'Code of this picture'
     elif option.get('code-fold') == 'true': what = 'Code'
+    elif not cell.outputs and lines > TEST and re.search(r'^ *(assert|test_|says)', cell.source, re.M): what = 'Test'
     else: return
     if 'hide-input' not in cell.metadata.tags: cell.metadata.tags.append('hide-input')
     cell.metadata.mystnb |= dict(code_prompt_show=what, code_prompt_hide=what)
@@ -205,16 +221,20 @@ def defined(source):
     names = list(dict.fromkeys(names))
     return ', '.join(names[:4]) + (' and more' if len(names) > 4 else '') if names else 'what is imported'
 
+def pictures(cell): return [kind for o in cell.outputs for kind in o.get('data', {}) if kind.startswith('image/')]
+
 def moves(output):
     "Whether an output is a figure with sliders, which GitHub does not show"
     return '<svg' in output.get('data', {}).get('text/html', '')
 
-def figure(cell, option, following=None):
+def figure(cell, option, page, following=None):
     "Give the cell's figures the size that they were drawn for, a caption, and in words what they show"
     caption = option.get('fig-cap')
     text = following.source if following and following.cell_type == 'markdown' else ''
     below = re.match(r'\*([^*].*?)\*(\n\n|\Z)', text, re.S)
-    image = dict(alt=option.get('fig-alt') or caption or (' '.join(below[1].split()) if below else 'Figure'))
+    image = dict(alt=option.get('fig-alt') or caption or (' '.join(below[1].split()) if below else ''))
+    if pictures(cell) and not image['alt']:
+        sys.exit(f'{page}: a figure without words; add `#| fig-alt: "What it shows"` to cell {cell.id}, which draws it')
     for o in cell.outputs:
         for kind, size in o.get('metadata', {}).items():
             if kind.startswith('image/') and 'width' in size: image['width'] = f"{size['width']}px"

@@ -30,5 +30,6 @@ def faults(listed, notebooks):
     missing = [f'nbs/{name} stands in no group of the menu: add `{page}` where a reader would look, in docs/pages.yml'
         for page, name in files.items() if page not in pages]
     unknown = [f'docs/pages.yml lists `{page}`, and nbs/ has no such notebook' for page in pages if page not in files]
-    twice = [f'docs/pages.yml lists `{page}` {pages.count(page)} times' for page in dict.fromkeys(pages) if pages.count(page) > 1]
+    often = [page for page in dict.fromkeys(pages) if pages.count(page) > 1]
+    twice = [f'docs/pages.yml lists `{page}` {pages.count(page)} times' for page in often]
     return missing+unknown+twice

@@ -49,7 +49,8 @@ def site():
     shutil.copytree(root/'images', source/'images')
     preview.draw(source/'static/preview.png', cfg.title, cfg.description)
     pages = {stem(path): convert(path) for path in notebook_files}
-    pages['index'].cells += [contents(name, [entry(page, pages[page]) for page in listed]) for name, listed in groups.items()]
+    for name, listed in groups.items():
+        pages['index'].cells.append(contents(name, [entry(page, pages[page]) for page in listed]))
     for page, nb in pages.items(): nbformat.write(nb, source/f'{page}.ipynb')
     sphinx = [sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', '-b', 'html', str(source), str(built)]
     code = subprocess.run(sphinx, env={**os.environ, 'PYTHONPATH': str(root/'tools')}).returncode

@@ -24,8 +24,10 @@ function button() {
   made.addEventListener("click", () => {
     const open = !folded.every(o => o.open);
     for (const part of folded) part.open = open;
+    localStorage.setItem("asl-code", open ? "open" : "");     // pages that are read next begin so
     say();
   });
+  if (localStorage.getItem("asl-code")) for (const part of folded) part.open = true;
   for (const part of folded) part.addEventListener("toggle", () => { say(); reach(); });
   say();
   title.after(made);
