@@ -90,6 +90,16 @@ def test_an_onnx_file_has_the_posterior_of_the_loss(tmp, run, loss, recwarn):
     code, _, err = call(predicting.main, run(loss), '--onnx', path)      # checked against PyTorch as it is written
     assert code == 0 and path.exists() and not any('overflow' in str(w.message) for w in recwarn), err
 
+@pytest.mark.parametrize('loss', ['hill', 'timm_asl'])
+def test_what_was_not_written_down_counts_in_predictions_alone(tmp, loss):
+    written = trained(tmp, f'written-{loss}', loss=loss)
+    true = trained(tmp, f'true-{loss}', loss=loss, kept=.25)
+    assert (written/'result.json').read_bytes() == (true/'result.json').read_bytes()
+    _, x, _ = next(iter(Predictor(true).batches(names(tmp))))
+    expected = (Predictor(written).probabilities(x)/.25).clamp(max=1)
+    torch.testing.assert_close(Predictor(true).probabilities(x), expected)
+    assert 'predictions count the rest' in (true/'report.html').read_text()
+
 def test_a_run_that_diverges_is_told_by_its_own_loss(tmp):
     with pytest.raises(FloatingPointError, match='diverged'): trained(tmp, 'wild', loss='hill', lr=1e4)
 
@@ -110,6 +120,8 @@ WRONG = {'--loss hill --gamma_neg 2': '--gamma_neg: the loss hill has no such se
     '--loss apl --loss_args disable_torch_grad_focal_loss=2': 'disable_torch_grad_focal_loss=2: needs 0 or 1',
     '--loss apl --loss_args epsilon_2=9': '--loss apl: posterior: the probability falls',
     '--loss gce --loss_args k_pos=1,k_neg=1': '--loss gce: with these settings all scores mean the same probability',
+    '--kept 0': '--kept: needs a number above 0, at most 1, got 0.0',
+    '--kept 1.5': '--kept: needs a number above 0, at most 1, got 1.5',
     '--loss hill --adaptive': '--adaptive: moves the gamma_neg of asl, not of hill',
     '--loss hill --images .': '--loss hill: with one label an image choose one of ce, focal, asl, timm_asl'}
 

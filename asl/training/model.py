@@ -313,7 +313,7 @@ def _check_meaning(loss, single, settings):
     if low == high: raise Refused(f'--loss {loss}: with these settings all scores mean the same probability')
 
 # %% ../../nbs/34_training.model.ipynb #2ad85dda
-OF_SEVERAL_LABELS = 'clip', 'disable_torch_grad_focal_loss', 'adaptive', 'no_prior', 'mixup', 'cutmix'
+OF_SEVERAL_LABELS = 'clip', 'disable_torch_grad_focal_loss', 'adaptive', 'kept', 'no_prior', 'mixup', 'cutmix'
 
 def loss_asked(
     options:Options,

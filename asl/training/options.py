@@ -48,6 +48,7 @@ class _OfLoss:
     eps:float|None=None           # Label smoothing, for one label an image, 0 <= eps < 1 (asl: 0.1)
     disable_torch_grad_focal_loss:bool=False  # Treat the focusing weight as a constant, as the paper's own script does
     loss_args:str|None=None       # Other settings of the loss, by name, such as lam=1.5,margin=1 of hill (its paper's)
+    kept:float|None=None          # Share of the positives that were written down, 0 < kept <= 1, for predictions
     adaptive:bool=False           # Let gamma_neg follow the probability gap
     no_prior:bool=False           # Start the last bias as the model has it, not at the share of positives in each class
 
@@ -165,7 +166,7 @@ NUMBERS = (      # options, what fits, and what that is in words
      lambda v: 0 <= v < math.inf, 'a number of 0 or more'),
     (('clip', 'ema', 'eps', 'reprob'), lambda v: 0 <= v < 1, 'a number from 0 to below 1'),
     (('lr', 'clip_grad'), lambda v: 0 < v < math.inf, 'a number above 0'),
-    (('layer_decay',), lambda v: 0 < v <= 1, 'a number above 0, at most 1'),
+    (('layer_decay', 'kept'), lambda v: 0 < v <= 1, 'a number above 0, at most 1'),
     (('freeze',), lambda v: v == 'head' or v.isdecimal(), 'head or a number of epochs'),
     (('epochs', 'threads', 'accumulate', 'size', 'patience'), lambda v: v >= 1, '1 or more'),
     (('batch_size',), lambda v: v >= 2, '2 or more'),

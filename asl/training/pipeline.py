@@ -512,6 +512,8 @@ def _result(records, classes, ap, diverged):
 def _notes(training, result):
     "What a reader has to know beside the scores: the weights it began with, and what result.json says in words"
     said = {name: value for name, value in result.items() if value is True or isinstance(value, str)}
+    kept = training.options.kept
+    if kept is not None: said['kept'] = f'{kept:g}; scores here are by labels as written, predictions count the rest'
     return dict(weights=told(training.metadata['started_from']).removeprefix('weights: ')) | said
 
 def _shown_settings(training):
@@ -668,6 +670,11 @@ def _with_folder(options, data):
     if options.images or os.path.isabs(data.files[0]): return options
     return replace(options, images='.')
 
+# %% ../../nbs/39_training.pipeline.ipynb #d9209e1b
+def _for_predictions(settings, options):
+    "The settings of the loss by which predictions are read: training does not know what was not written down"
+    return settings if options.kept is None else settings | dict(kept=options.kept)
+
 # %% ../../nbs/39_training.pipeline.ipynb #0bb6121c
 def _prepare(options, settings, accelerator, say)->Training:
     "Data, network, loss and folder; where anything is wrong with them, nothing has been written yet"
@@ -685,7 +692,8 @@ def _prepare(options, settings, accelerator, say)->Training:
         data = fingerprint(train.classes, train.targets, valid.targets)
     single = train.targets.ndim == 1
     metadata:dict[str, Any] = dict(asl=__version__, classes=train.classes, single=single, config=config,
-                    loss=options.loss, settings=settings, data=data, **about)
+                    loss=options.loss, settings=_for_predictions(settings, options),
+                    data=data, **about)
     start = about['started_from']
     has_head = start['kind'] == 'run' and not start['left_out']
     trainer = _trainer(net, train, options, settings, accelerator, has_head)
