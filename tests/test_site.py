@@ -2,6 +2,7 @@
 packages of these names) and selenium, and for accessibility axe-core, which `make axe` installs. Without them these
 tests are skipped, and fail where CI is set."""
 import json, os, re, shutil, sys
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import unquote, urlsplit
@@ -22,9 +23,9 @@ def absent(why):
     if os.environ.get('CI'): pytest.fail(why, pytrace=False)
     pytest.skip(why)
 
-@pytest.fixture(scope='module')
-def browser():
-    if not pages: absent('there is no site in _docs: run make docs')
+@contextmanager
+def chromium():
+    "A browser that writes down what it requests and what goes wrong"
     chrome = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
     driver = shutil.which('chromedriver')
     if not (chrome and driver):
@@ -37,8 +38,13 @@ def browser():
         for flag in [*flags, f'--user-data-dir={profile}']: options.add_argument(flag)
         driver = webdriver.Chrome(options, webdriver.ChromeService(driver))
         driver.get('about:blank')       # leaves chromium's own first page, which a slow machine may still be loading
-        yield driver
-        driver.quit()
+        try: yield driver
+        finally: driver.quit()
+
+@pytest.fixture(scope='module')
+def browser():
+    if not pages: absent('there is no site in _docs: run make docs')
+    with chromium() as driver: yield driver
 
 def resize(browser, width):
     screen = dict(width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
