@@ -144,7 +144,8 @@ thead th { font-weight: 600; vertical-align: bottom }
 summary { cursor: pointer }
 .plots { columns: 2 460px; column-gap: 1.5rem }
 .plot { margin: 0 0 1.5rem; break-inside: avoid }
-.plot img { display: block; max-width: 100%; height: auto; margin: auto }
+.plot img { display: block; max-width: 100%; height: auto; margin: auto; background: #fff }
+@media (prefers-color-scheme: dark) { .plot img { background: #000 } }    /* their grey is 4.5 : 1 against both */
 figcaption { font-size: .9rem; margin-top: .4rem }
 .cards { list-style: none; margin: 0; padding: 0; display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(158px, 1fr)) }
