@@ -15,7 +15,7 @@ page = examples.examples(json.loads(examples.notebook.read_text()))
 def test_example(name, tmp_path):
     text, outputs = examples.source(page[name]), page[name]['outputs']
     lines = [o for o in text.splitlines() if o and not o.startswith('#|')]
-    assert len(lines) <= 15 and max(map(len, lines)) <= 130
+    assert len(lines) <= 20 and max(map(len, lines)) <= 100
     new = examples.run(text, tmp_path)
     assert new, 'it shows nothing'
     faults = compare(examples.stored(outputs), examples.stored(new), '#| varies' in text,
