@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from asl import AsymmetricLossMultiLabel
 from asl.cli import Refused
 from asl.train import main
 from asl.training.folder import load_tensors, locked, new_run, save_tensors
@@ -345,5 +346,5 @@ def test_a_loss_above_twice_its_start_but_below_the_prior_is_no_divergence():
     targets = torch.tensor([[0., 1.], [1., 0.], [0., 0.]])
     def ended_at(loss, first): return divergence(SimpleNamespace(records=[dict(train_loss=loss)],
         trainer=SimpleNamespace(first_loss=first), train=SimpleNamespace(targets=targets), metadata=dict(classes='ab'),
-        reached=dict, options=SimpleNamespace(lr=1.)))
+        loss_of_each=lambda: AsymmetricLossMultiLabel(0., 0., 0., reduction='none'), options=SimpleNamespace(lr=1.)))
     assert not ended_at(1., .1) and not ended_at(9., 5.) and 'try a lower --lr' in ended_at(9., 1.)
