@@ -1,5 +1,5 @@
 "`asl_review`: what is suspect, what is refused, what the page does in a browser, and how changes are applied."
-import csv, json
+import csv, json, time
 from functools import partial
 
 import pytest
@@ -324,7 +324,8 @@ def test_answers_by_click_and_by_key_are_kept_and_exported(page, tmp):
     shown.choose('show', 'open')
     assert len(shown.entries('rank')) == 8
     shown.press('a')
-    shown.browser.refresh()                     # the browser has kept them
+    time.sleep(1)                               # Chromium hands over what a page keeps in the background
+    shown.browser.refresh()                     # the browser has kept it
     shown.choose('show', 'all')
     assert shown.answers()[:4] == ['accept', 'reject', 'accept', 'accept']
     decided = shown.entries('answer', 'file', 'label', 'from', 'to')
