@@ -283,8 +283,9 @@ def _few_ones(target:Tensor, settings:AnySettings, ignore_index:int) -> Tensor|N
     listed = target.reshape(-1).nonzero().view(-1)
     return listed if target.dtype == torch.bool or (target.take(listed) == 1).all() else None
 
-def negatives(z:Tensor, s:Settings, needs_grad:bool) -> tuple[Tensor, Tensor|None]:
+def negatives(z:Tensor, s:AnySettings, needs_grad:bool) -> tuple[Tensor, Tensor|None]:
     "Loss and gradient, entry by entry, where all labels are 0"
+    if not isinstance(s, Settings): return s.loss_and_gradient(z, z.new_zeros(()), needs_grad)
     needs_log = torch.compiler.is_compiling() or isinstance(s.clip, Tensor) or s.clip == 0
     sides = sigmoids(z) if needs_log else (torch.sigmoid(z), torch.sigmoid(-z), None)
     loss, gradient = negative_term(z, *sides, s.gamma_neg, s.clip, s.eps, s.detach, needs_grad)

@@ -204,17 +204,11 @@ class LossOptions(NamedTuple):
     needs_grad: bool
     compiled: bool
 
-# %% ../../nbs/27_ops.tiles.ipynb #3ff0594c
-def _negatives(logits, settings, needs_grad):
-    "Loss and gradient, elementwise, where all labels are 0"
-    if isinstance(settings, Settings): return negatives(logits, settings, needs_grad)
-    return settings.loss_and_gradient(logits, logits.new_zeros(()), needs_grad)
-
 # %% ../../nbs/27_ops.tiles.ipynb #25b39ff6
 def _loss_of_entries(logits, target, options):
     "Loss and gradient, elementwise; labels are checked, but not by compilers. Without a target all are 0"
     settings, ignore_index, needs_grad, _ = options
-    if target is None: return _negatives(logits, settings, needs_grad)
+    if target is None: return negatives(logits, settings, needs_grad)
     if torch.compiler.is_compiling():
         return loss_and_gradient(*mask_ignored(logits, target, settings, ignore_index), needs_grad)
     loss, gradient, _ = checked_loss_and_gradient(logits, target, settings, ignore_index, needs_grad)

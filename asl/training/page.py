@@ -162,11 +162,11 @@ ol b { margin-left: auto; font-weight: 600; white-space: nowrap; overflow-wrap: 
 '''
 
 # %% ../../nbs/42_training.page.ipynb #117c1f59
-def _render(**values):
-    "The page with its values in place"
-    templates = {'page.html': PAGE, 'table.html': TABLE, 'card.html': CARD, 'style.css': STYLE}
-    environment = Environment(loader=DictLoader(templates), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+def render(templates:dict, **values)->str:
+    "The template page.html with its values in place; it may include the others, and style.css"
+    loader = DictLoader(templates | {'style.css': STYLE})
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True)
     return environment.get_template('page.html').render(values)
 
 # %% ../../nbs/42_training.page.ipynb #6d10ddf9
@@ -391,7 +391,8 @@ def report_html(
 )->str:
     "One page about a run, with everything in it"
     score_head, score_rows = _score_table(outcome.records)
-    return _render(title=title, summary=_summary(settings, outcome), notes=_shown_notes(notes),
+    templates = {'page.html': PAGE, 'table.html': TABLE, 'card.html': CARD}
+    return render(templates, title=title, summary=_summary(settings, outcome), notes=_shown_notes(notes),
         score_head=score_head, score_rows=score_rows, setting_rows=_setting_rows(settings),
         plots=[_plot(name, png) for name, png in plots.items()],
         first_batch=_seen_cards(first_batch, outcome.classes), predictions=_predictions(outcome, picture, names),

@@ -9,9 +9,7 @@ __all__ = ['review_html']
 import hashlib
 from collections.abc import Callable
 
-from jinja2 import DictLoader, Environment, StrictUndefined
-
-from .page import STYLE, small_picture
+from .page import render, small_picture
 
 # %% ../../nbs/40c_training.review_page.ipynb #96ad2738
 REVIEW_PAGE = '''<!doctype html>
@@ -244,8 +242,5 @@ def review_html(
                'wrong, each judged by a model that was not trained on it.')
     which = repr([(e['file'], e['label'], e['written']) for e in entries])
     review = hashlib.sha256(which.encode('utf-8', 'backslashreplace')).hexdigest()[:16]
-    templates = {'page.html': REVIEW_PAGE, 'entry.html': ENTRY, 'style.css': STYLE, 'review.css': REVIEW_STYLE,
-                 'script.js': SCRIPT}
-    environment = Environment(loader=DictLoader(templates), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    return environment.get_template('page.html').render(title=title, summary=summary, review=review, entries=entries)
+    templates = {'page.html': REVIEW_PAGE, 'entry.html': ENTRY, 'review.css': REVIEW_STYLE, 'script.js': SCRIPT}
+    return render(templates, title=title, summary=summary, review=review, entries=entries)

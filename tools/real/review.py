@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path[:0] = map(str, (Path(__file__).parent, Path(__file__).parents[2]))
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from asl import AsymmetricLossMultiLabel, class_prior
@@ -50,17 +51,10 @@ def folds_of(groups:Tensor, seed:int) -> Tensor:
 
 # Measures
 
-def auroc(scores:Tensor, wrong:Tensor) -> float:
-    "How often a wrong entry stands above a right one; ties count half"
-    _, place, count = scores.unique(return_inverse=True, return_counts=True)
-    rank = (count.cumsum(0).double()-(count.double()-1)/2)[place]
-    n = wrong.sum().item()
-    return ((rank[wrong].sum()-n*(n+1)/2)/(n*(len(wrong)-n))).item()
-
 def found(scores:Tensor, wrong:Tensor) -> dict[str, float]:
     "AUROC, precision of the first, and what chance is, in percent"
     order = scores.argsort(descending=True, stable=True)
-    numbers = dict(auroc=auroc(scores, wrong), chance=wrong.float().mean().item())
+    numbers = dict(auroc=roc_auc_score(wrong, scores), chance=wrong.float().mean().item())
     numbers |= {f'precision_{k}': wrong[order[:k]].float().mean().item() for k in TOP}
     return {name: round(100*value, 2) for name, value in numbers.items()}
 
