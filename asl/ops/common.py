@@ -7,6 +7,8 @@ __all__ = []
 
 # %% ../../nbs/23_ops.common.ipynb #a5e10020
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -100,6 +102,16 @@ def scaled(gradient:Tensor, factor:Tensor) -> Tensor:
     if factor.ndim or backward_keeps_graph(): return gradient*factor
     if factor != 1: gradient.mul_(factor)
     return gradient
+
+# %% ../../nbs/23_ops.common.ipynb #e6cbb3aa
+@lru_cache
+def _installed(package):
+    "Whether a package can be imported; looked up once"
+    return find_spec(package) is not None
+
+def kernels_take(input:Tensor) -> bool:
+    "Whether the kernels of ops.gpu compute a loss of these logits: on CUDA, but not in float64, with Triton installed"
+    return input.is_cuda and input.dtype != torch.float64 and _installed('triton')
 
 # %% ../../nbs/23_ops.common.ipynb #a5e10002
 def needs_double_backward(grad_output:Tensor) -> bool:

@@ -6,14 +6,11 @@
 __all__ = ['multi_label_loss', 'elementwise_loss', 'single_label_loss']
 
 # %% ../../nbs/28_ops.dispatch.ipynb #a5e10024
-from functools import lru_cache
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor, nn
 
 from .checks import plain_target, plain_tensor
-from .common import Settings, double_backward
+from .common import Settings, double_backward, kernels_take
 from .elementwise import FamilySettings, elementwise_reference
 from .multi_label import OnePass, compiled_loss
 from .reference import multi_label_reference, single_label_reference
@@ -21,11 +18,6 @@ from .single_label import RowByRow, SingleLabelSettings, compiled_single_label_l
 from .torch_private import forward_mode_active, functorch_active, values_hidden
 
 # %% ../../nbs/28_ops.dispatch.ipynb #15e8684d
-@lru_cache
-def _installed(package):
-    "Whether a package can be imported; looked up once"
-    return find_spec(package) is not None
-
 def _needs_reference(input, target, settings):
     "Whether only plain operations do: for derivatives that the fast ways lack, and for batches without entries"
     if input.numel() == 0: return True
@@ -41,8 +33,7 @@ def backend(input:Tensor, target:Tensor, settings) -> str:
     ordinary = all(type(tensor) in (Tensor, nn.Parameter) for tensor in (input, target))
     if not ordinary: return 'plain'
     if input.device.type == 'cpu': return 'cpu'
-    if input.is_cuda and input.dtype != torch.float64 and _installed('triton'): return 'triton'
-    return 'plain'
+    return 'triton' if kernels_take(input) else 'plain'
 
 # %% ../../nbs/28_ops.dispatch.ipynb #b11a660d
 def _many_labels(tensors, originals, args, reference, kernels=None):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .checks import count_known, highest_precision, pinned, raise_where
-from .common import AnySettings, Settings, of_classes, per_class
+from .common import AnySettings, Settings, kernels_take, of_classes, per_class
 from .multi_label import (EASIEST_LOGIT, checked_loss_and_gradient, loss_and_gradient, mask_ignored,
     negatives, settings_of_entries)
 from .reference import split_logit
@@ -217,9 +217,9 @@ def _loss_of_entries(logits, target, options):
 # %% ../../nbs/27_ops.tiles.ipynb #5d0c7b21
 ENTRIES_OF_A_THREAD = 30_000           # of a block: a temporary of float32 stays below 128 KiB, and malloc keeps those
 
-def _block_size():
-    "How many entries are computed together"
-    return ENTRIES_OF_A_THREAD*torch.get_num_threads()
+def _block_size(logits):
+    "How many entries are computed together; on a GPU all, since it waits for launches, not for memory"
+    return max(logits.numel(), 1) if logits.is_cuda else ENTRIES_OF_A_THREAD*torch.get_num_threads()
 
 def _summed(loss):
     "The sum of losses, in the precision in which sums are added up"
@@ -229,7 +229,7 @@ def _active_in_blocks(logits, target, active, options):
     "Loss of the active entries, summed, and the gradient of each"
     total = logits.new_zeros((), dtype=highest_precision(logits))
     gradients = []
-    for places in active.split(_block_size()):
+    for places in active.split(_block_size(logits)):
         settings = settings_of_entries(options.settings, places, logits.shape[1])
         loss, gradient = _loss_of_entries(logits.take(places), target.take(places), options._replace(settings=settings))
         total += _summed(loss)
@@ -240,7 +240,7 @@ def _active_in_blocks(logits, target, active, options):
 def _all_in_blocks(logits, target, options):
     "Loss of all entries, summed; the gradient takes the place of the logits. Without a target all labels are 0"
     total = logits.new_zeros((), dtype=highest_precision(logits))
-    for rows in slices(len(logits), max(1, _block_size()//logits.shape[1])):
+    for rows in slices(len(logits), max(1, _block_size(logits)//logits.shape[1])):
         loss, gradient = _loss_of_entries(logits[rows], None if target is None else target[rows], options)
         total += _summed(loss)
         if options.needs_grad: logits[rows] = gradient
@@ -290,10 +290,20 @@ def _all_but_listed(logits, listed, options):
     return total
 
 # %% ../../nbs/27_ops.tiles.ipynb #db2106f5
+def _by_kernels(logits, options):
+    "Whether Triton's kernels compute a tile: of the asymmetric loss alone"
+    return kernels_take(logits) and isinstance(options.settings, Settings)
+
+def _in_place(logits, target, options):
+    "Loss of all entries, summed; the gradient takes the place of the logits"
+    if not _by_kernels(logits, options): return _all_entries(logits, target, options)
+    from asl.ops.gpu import replaced_by_gradient                 # here, because triton is not installed everywhere
+    return replaced_by_gradient(logits, target, options.settings, options.ignore_index, options.needs_grad)
+
 def _with_target(logits, target, active, options):
     "`tile_loss` with a label for each entry"
     if active is not None: return _active_in_blocks(logits, target, active, options)
-    loss = _all_entries(logits, target, options)
+    loss = _in_place(logits, target, options)
     return loss, logits if options.needs_grad else None
 
 def tile_loss(
@@ -305,7 +315,7 @@ def tile_loss(
     """
     if isinstance(labels, Tensor): return _with_target(logits, labels, active, options)
     easy = isinstance(options.settings, Settings) and not options.settings.smoothing     # is EASIEST_LOGIT that?
-    if active is None and easy:
+    if active is None and easy and not _by_kernels(logits, options):
         loss = _all_but_listed(logits, labels, options)
         return loss, logits if options.needs_grad else None
     result = _with_target(logits, labels.write(logits.shape), active, options)

@@ -27,8 +27,9 @@ from triton import language as tl
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 import asl
+import asl.linear
 from asl.distributed import ClassParallel, class_parallel_loss
-from asl.ops import dispatch, multi_label, single_label
+from asl.ops import dispatch, multi_label, single_label, tiles
 
 @dataclass(frozen=True)
 class Path:
@@ -194,6 +195,8 @@ _HEAD = lacking('none', 'second', 'target', 'dtypes', 'layouts')
 _indices = partial(head, convert=listed, target_kind='indices')
 PLAIN = ((dispatch, 'backend', lambda *_: 'plain'),)
 _TRITON = ((dispatch, 'backend', on_a_gpu), (InterpreterBuilder, 'cast_impl', cast_as_a_gpu))
+_TILES = ((tiles, 'kernels_take', lambda logits: logits.dtype != torch.float64),
+    (asl.linear, 'active_entries', lambda *_: None), *_TRITON[1:])
 _SEARCH = ((multi_label, 'SEARCH_FROM', 0), (multi_label, 'MOST_ACTIVE', 2.))
 BLOCKS = ((multi_label, 'CACHE_ENTRIES', 16),)
 _multi, _single = asl.asymmetric_loss_multi_label, asl.asymmetric_loss_single_label
@@ -213,6 +216,8 @@ MULTI = [
     Path('head, COO', of_rows(partial(head, convert=partial(stored, layout='coo'))), (), _HEAD | {'unknown 0'}),
     Path('head, CSR', of_rows(partial(head, convert=partial(stored, layout='csr'))), (), _HEAD | {'unknown 0'}),
     Path('head, compiled', of_rows(partial(head, compiled=True)), (), _HEAD | {'slow'}),
+    Path('head, triton', of_rows(head), _TILES, _HEAD | {'float64'}),
+    Path('head, triton, indices', of_rows(_indices), _TILES, _HEAD | {'float64', 'soft', 'unknown', 'raises'}),
     Path('divided head', of_rows(divided_head), (), _HEAD),
     Path('divided logits', divided_logits(asl.AsymmetricLossMultiLabel, -1), (), lacking('none', 'second', 'target')),
 ]
