@@ -31,6 +31,7 @@ from .posterior import LINK_SETTINGS, posterior
 BUDGET = 24*2**20                      # bytes that a tile may take, with what is computed from it
 BYTES_OF_ENTRY = 16                    # of a tile's entry: its logit, later its gradient, and what a search writes
 BYTES_BY_KERNELS = 8                   # of an entry on a GPU: its logit, later its gradient, and a label
+BYTES_WITHOUT = 64                     # there for a loss that has no kernels: of all temporaries, since tiles have no blocks
 MOST_ROWS = 512                        # of a tile: enough to pay for reading a block of the weight
 
 def _tiling(rows:int, features:int, dtype:torch.dtype, budget:int, of_entry:int=BYTES_OF_ENTRY,
@@ -342,12 +343,13 @@ def _divided_settings(settings:AnySettings, reduction:str, labels:ListedLabels|D
 
 # %% ../nbs/04_linear.ipynb #6c2cb59f
 def _tiling_of_loss(logits:Tensor, weight:Tensor, settings:AnySettings, budget:int) -> Tiling:
-    "The largest tile of a loss: kernels need less memory for one, so theirs are larger"
+    "The largest tile of a loss: on a CPU it is computed in blocks; on a GPU by kernels, or whole"
     rows = logits.shape[:-1].numel()
     features = weight.shape[1]
-    if not by_kernels(logits, settings): return _tiling(rows, features, logits.dtype, budget)
+    if not logits.is_cuda: return _tiling(rows, features, logits.dtype, budget)
+    of_entry = BYTES_BY_KERNELS if by_kernels(logits, settings) else BYTES_WITHOUT
     copies = 0 if weight.dtype == logits.dtype else 2
-    return _tiling(rows, features, logits.dtype, budget, BYTES_BY_KERNELS, copies)
+    return _tiling(rows, features, logits.dtype, budget, of_entry, copies)
 
 def _in_tiles(hidden:Tensor, weight:Tensor, bias:Tensor|None, target:Tensor, settings:AnySettings, ignore_index:int,
         reduction:str, target_kind:str|None, sparse_grad:bool, budget:int, compiled:bool, stats:dict|None) -> Tensor:
