@@ -31,7 +31,7 @@ from .posterior import LINK_SETTINGS, posterior
 BUDGET = 24*2**20                      # bytes that a tile may take, with what is computed from it
 BYTES_OF_ENTRY = 16                    # of a tile's entry: its logit, later its gradient, and what a search writes
 BYTES_BY_KERNELS = 8                   # of an entry on a GPU: its logit, later its gradient, and a label
-BYTES_WITHOUT = 64                     # there for a loss that has no kernels: of all temporaries, since tiles have no blocks
+BYTES_WITHOUT = 64                     # of an entry there, for a loss without kernels: its temporaries
 MOST_ROWS = 512                        # of a tile: enough to pay for reading a block of the weight
 
 def _tiling(rows:int, features:int, dtype:torch.dtype, budget:int, of_entry:int=BYTES_OF_ENTRY,
