@@ -6,10 +6,10 @@ from setuptools import find_packages, setup
 ini = ConfigParser(delimiters=['='])
 ini.read('settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
-extras = {name: cfg[f'{name}_requirements'].split() for name in ('train', 'onnx', 'tables', 'jax', 'log', 'docs', 'dev', 'integrations')}
+extras = {name: cfg[f'{name}_requirements'].split() for name in ('train', 'onnx', 'tables', 'jax', 'log', 'decide', 'docs', 'dev', 'integrations')}
 for name in ('train', 'onnx', 'jax'): extras['integrations'] += extras[name]
 extras['docs'] += extras['jax']                                       # signatures on the site are read from the modules
-extras['dev'] += extras['train'] + extras['onnx'] + extras['tables'] + extras['docs']   # the tests run every notebook and build the site
+extras['dev'] += extras['train'] + extras['onnx'] + extras['tables'] + extras['decide'] + extras['docs']   # the tests run every notebook and build the site
 
 setup(name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'].split(),
     author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'], license_expression='Apache-2.0',

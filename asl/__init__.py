@@ -23,7 +23,7 @@ What else there is:
     class_weights, corrected_targets      weights from counts; labels that were forgotten, corrected while training
     asl.distributed, asl.jax              classes divided among processes; the same losses in JAX
     asl_train, asl_predict, asl_evaluate  commands: train on your own images, predict, judge; -h lists the options
-    asl_bench                             a command: how fast are the losses here?
+    asl_review, asl_bench                 commands: which labels are missing or wrong? how fast are the losses here?
 
 help(AsymmetricLossMultiLabel) explains every setting.
 """

@@ -120,12 +120,12 @@ class AsymmetricLossMultiLabel(MultiLabelLoss):
     ----------
     gamma_neg
         Focusing of negatives, >= 0: the larger, the less an easy negative counts. A number, or a tensor (C,).
-        The paper's default.
+        The default of the authors' class and of timm.
     gamma_pos
-        Focusing of positives, >= 0; a number or (C,). The paper's default.
+        Focusing of positives, >= 0; a number or (C,). The default of the authors' class and of timm.
     clip
         Probability margin of negatives, in [0, 1): one that gets less probability counts nothing. A number or (C,);
-        None is 0. The paper's default.
+        None is 0. The default of the authors' class and of timm.
     eps
         Clamp probabilities at eps in (0, 1), as timm does with 1e-8; None is exact.
     disable_torch_grad_focal_loss

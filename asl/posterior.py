@@ -351,14 +351,14 @@ def gamma_for_prior(
 
 # %% ../nbs/02_posterior.ipynb #5ad44f50
 class LogGradients(NamedTuple):
-    "A and B of Eq. (8), minus the gradients of the loss with respect to log p; (N, C, ...)"
+    "A and B of Eq. (6), minus the gradients of the loss with respect to log p; (N, C, ...)"
     p: Tensor
     A: Tensor
     B: Tensor
     is_top: Tensor             # whether a class is the largest of its row
 
 def _log_gradients(z, gamma_pos, gamma_neg, eps, weight):
-    "Eq. (8) of logits (N, C, ...)"
+    "Eq. (6) of logits (N, C, ...)"
     C = z.shape[1]
     masked = z == -math.inf                                    # a class that is not there
     log_p, top, log_rest = exact_log_softmax(finite_logits(z))

@@ -14,15 +14,17 @@ from asl.benchmark.options import BenchOptions
 from asl.cli import Refused
 from asl.evaluate import evaluate, main as evaluate_main
 from asl.predict import main as predict_main, predict
+from asl.review import main as review_main, review
 from asl.train import main as train_main, train
 from asl.training.model import LOSSES, LOSSES_SINGLE
-from asl.training.options import EvaluateOptions, Options, PredictOptions
+from asl.training.options import EvaluateOptions, Options, PredictOptions, ReviewOptions
 from asl.training.predictor import FORMATS
 
 commands = dict(asl_train=(train, train_main, Options), asl_predict=(predict, predict_main, PredictOptions),
-    asl_evaluate=(evaluate, evaluate_main, EvaluateOptions), asl_bench=(bench, bench_main, BenchOptions))
+    asl_evaluate=(evaluate, evaluate_main, EvaluateOptions), asl_review=(review, review_main, ReviewOptions),
+    asl_bench=(bench, bench_main, BenchOptions))
 modules = dict(asl_train='asl.train', asl_predict='asl.predict', asl_evaluate='asl.evaluate',
-    asl_bench='asl.bench')
+    asl_review='asl.review', asl_bench='asl.bench')
 
 def python(code, *argv):
     "What a Python of its own prints"

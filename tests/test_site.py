@@ -1,12 +1,18 @@
 """Every page of the site, opened from disk in a browser: `make docs` first. Needs chromium and chromedriver (Debian's
-packages of these names) and selenium. Without them these tests are skipped, and fail where CI is set."""
-import json, os, re, shutil
+packages of these names) and selenium, and for accessibility axe-core, which `make axe` installs. Without them these
+tests are skipped, and fail where CI is set."""
+import json, os, re, shutil, sys
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import unquote, urlsplit
 import pytest
 
-site = Path(__file__).parents[1]/'_docs'
+root = Path(__file__).parents[1]
+sys.path.insert(0, str(root/'tools'))
+menu = pytest.importorskip('menu')
+site = root/'_docs'
+order = [page for group in menu.groups().values() for page in group]
 pages = sorted(path.name for path in site.glob('*.html'))
 widths = [1366, 1280, 1024, 390]
 flags = '''--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --hide-scrollbars --no-first-run --disable-sync
@@ -17,9 +23,9 @@ def absent(why):
     if os.environ.get('CI'): pytest.fail(why, pytrace=False)
     pytest.skip(why)
 
-@pytest.fixture(scope='module')
-def browser():
-    if not pages: absent('there is no site in _docs: run make docs')
+@contextmanager
+def chromium():
+    "A browser that writes down what it requests and what goes wrong"
     chrome = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
     driver = shutil.which('chromedriver')
     if not (chrome and driver):
@@ -32,8 +38,13 @@ def browser():
         for flag in [*flags, f'--user-data-dir={profile}']: options.add_argument(flag)
         driver = webdriver.Chrome(options, webdriver.ChromeService(driver))
         driver.get('about:blank')       # leaves chromium's own first page, which a slow machine may still be loading
-        yield driver
-        driver.quit()
+        try: yield driver
+        finally: driver.quit()
+
+@pytest.fixture(scope='module')
+def browser():
+    if not pages: absent('there is no site in _docs: run make docs')
+    with chromium() as driver: yield driver
 
 def resize(browser, width):
     screen = dict(width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
@@ -94,6 +105,98 @@ def test_links_lead_somewhere(browser, page):
         path = Path(unquote(url.path))
         assert path.is_file(), link
         if url.fragment: assert re.search(rf'\bid="{re.escape(unquote(url.fragment))}"', path.read_text()), link
+
+@pytest.fixture(scope='module')
+def axe():
+    "The script of axe-core, which looks for what keeps people from reading a page"
+    path = root/'node_modules/axe-core/axe.min.js'
+    if not path.exists(): absent('accessibility is tested by axe-core: make axe')
+    return path.read_text()
+
+FINDINGS = """const [theme, only, done] = arguments
+    document.body.dataset.theme = theme
+    const choice = only ? {runOnly: {type: 'rule', values: only}} : {}
+    axe.run({...choice, resultTypes: ['violations'], preload: false}).then(found => {
+        document.body.dataset.theme = 'auto'
+        done(found.violations.filter(o => ['serious', 'critical'].includes(o.impact))
+            .map(o => [o.impact, o.id, o.nodes.length, o.nodes[0].html]))
+    })"""
+
+@pytest.mark.parametrize('theme, rules', [('light', None), ('dark', ['color-contrast'])])
+def test_nothing_keeps_anybody_from_reading(browser, page, axe, theme, rules):
+    page(1280)
+    if not browser.execute_script('return !!window.axe'): browser.execute_script(axe)
+    assert not browser.execute_async_script(FINDINGS, theme, rules)
+
+def test_what_scrolls_is_reached_by_keyboard_and_what_is_shown_has_words(browser, page):
+    page(1280)
+    browser.execute_script('reach()')
+    missed = browser.execute_script("""return [...document.querySelectorAll('article *')].filter(o =>
+        o.scrollWidth > o.clientWidth+1 && /auto|scroll/.test(getComputedStyle(o).overflowX) && o.clientWidth
+        && o.tabIndex < 0 && !o.querySelector('[tabindex="0"]')).map(o => o.outerHTML.slice(0, 99))""")
+    assert not missed
+    words = browser.execute_script("return [...document.querySelectorAll('article img')].map(o => o.alt)")
+    assert all(len(alt) > 9 for alt in words)
+    assert not browser.execute_script("return document.querySelector('[role=heading]:not([aria-level])')")
+
+def test_no_visible_line_of_code_is_over_100_characters(browser, page):
+    page(1280)
+    lines = browser.execute_script("""return [...document.querySelectorAll('article pre')]
+        .filter(o => !o.closest('.cell_output') && !o.closest('details:not([open])') && o.clientWidth)
+        .flatMap(o => o.textContent.split('\\n'))""")
+    assert [line for line in lines if len(line) > 100] == []
+
+def test_a_page_leads_on_to_its_source_and_to_what_comes_next(browser, page):
+    page(1280)
+    name = Path(urlsplit(browser.current_url).path).stem
+    if name not in order: return                                    # the page of the search
+    links = browser.execute_script("""const href = o => document.querySelector(o)?.getAttribute('href')
+        return [href('.view-this-page a'), href('.edit-this-page a'), href('.related-pages a.next-page'),
+            href('link[rel="shortcut icon"]'), document.querySelector('details.inside').open]""")
+    notebook, repository, following, icon, opened = links
+    assert menu.stem(notebook) == name and (site/notebook).is_file() and (site/icon).is_file()
+    assert repository.startswith('https://')
+    after = order[order.index(name)+1:]
+    assert following == (f'{after[0]}.html' if after else None)
+    assert opened == menu.inside(name, menu.groups()) == browser.title.startswith(menu.INSIDE)
+
+def test_the_pages_own_contents_stand_beside_it_at_1280(browser):
+    visit(browser, 'loss.html', 1280)
+    left, right, wide = browser.execute_script("""const o = document.querySelector('.toc-tree').getBoundingClientRect()
+        return [o.left, o.right, document.querySelector('article').getBoundingClientRect().right]""")
+    assert wide <= left < right <= 1280
+
+def test_print_shows_the_article_alone_and_cuts_no_code(browser):
+    visit(browser, 'train.html', 1024)
+    browser.execute_cdp_cmd('Emulation.setEmulatedMedia', dict(media='print'))
+    shown, cut = browser.execute_script("""return [
+        [...document.querySelectorAll('.skip-to-content, .sidebar-drawer, .toc-drawer, .copybtn, .all-code')]
+            .filter(o => getComputedStyle(o).display != 'none').map(o => o.className),
+        [...document.querySelectorAll('article pre')].filter(o => o.scrollWidth > o.clientWidth+1).length]""")
+    browser.execute_cdp_cmd('Emulation.setEmulatedMedia', dict(media=''))
+    assert not shown and not cut
+
+def test_one_button_opens_all_code_and_the_next_page_begins_so(browser):
+    visit(browser, 'ops.checks.html')
+    look = "return [...document.querySelectorAll('article details.hide')].map(o => o.open)"
+    assert not any(browser.execute_script(look))
+    press = "document.querySelector('button.all-code').click()"
+    browser.execute_script(press)
+    assert all(browser.execute_script(look))
+    visit(browser, 'ops.common.html')
+    assert all(browser.execute_script(look))
+    browser.execute_script(press)
+    assert not any(browser.execute_script(look))
+
+def test_the_inside_comes_last_in_search(browser):
+    from selenium.webdriver.support.wait import WebDriverWait
+    visit(browser, 'search.html?q=gradient')
+    found = WebDriverWait(browser, 10).until(lambda b: b.execute_script("""
+        const links = [...document.querySelectorAll('#search-results li a')]
+        const done = document.querySelector('#search-results p')?.textContent.includes('found')
+        return done ? links.map(o => o.pathname.split('/').pop().replace('.html', '')) : null"""))
+    inside = [menu.inside(name, menu.groups()) for name in found]
+    assert any(inside) and not all(inside) and inside == sorted(inside)
 
 def test_search(browser):
     from selenium.webdriver.support.wait import WebDriverWait

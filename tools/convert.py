@@ -1,10 +1,9 @@
 """Notebooks for the documentation: processed by nbdev, which writes for Quarto, and from there to the Markdown of MyST,
 or to plain Markdown as GitHub shows it."""
-import inspect, re, sys
+import ast, inspect, re, sys
 from functools import cache
 from importlib import import_module
 from operator import attrgetter
-from pathlib import Path
 from textwrap import wrap
 import nbformat, yaml
 from fastcore.docscrape import NumpyDocString
@@ -13,6 +12,8 @@ from nbdev import processors
 from nbdev.config import get_config
 from nbdev.doclinks import NbdevLookup
 from nbdev.processors import FilterDefaults, exec_show_docs
+import menu
+from menu import stem
 
 cfg = get_config()
 host = f'{cfg.doc_host}{cfg.doc_baseurl}'.rstrip('/')+'/'
@@ -34,15 +35,12 @@ code = re.compile(r'^(`{3,}).*?^\1`*[ \t]*$|`[^`\n]+`', re.M|re.S)
 callout = re.compile(r'^:::+ *\{\.callout-(\w+)[^}]*\}\n+(?:#+ +([^\n]+)\n)?(.*?)^:::+ *$', re.M|re.S)
 entry = re.compile(r'\A(?:---\n+)?\[source\]\((\S+)\)\{[^}]*\}\n+(#+ (\S+))\n+(```python\n.*?\n```)(.*)\Z', re.S)
 documented = re.compile(r'^ {4}(\*{0,2}\w+)(?::(.*?))?(?:=.*?)?, # (.*)$', re.M)
+paper = re.compile(r'(?:arxiv\.org/abs|doi\.org)/([^\s)>\]"]+)')
 returned = re.compile(r'^\)->(.*): # (.*)$', re.M)
 
 def slug(title):
     "The address of a heading, as nbdev's doclinks have it"
     return re.sub(r'[^\w .-]', '', title.strip().lower()).replace(' ', '-')
-
-def stem(path):
-    "The name of a notebook's page: 20_ops.checks.ipynb is ops.checks.html"
-    return re.sub(r'^\d+[a-z]?_|\.ipynb$', '', Path(path).name.lower())
 
 def outside_code(change, text):
     "Apply `change` to `text`, but not to the code in it"
@@ -56,6 +54,21 @@ def admonition(m, plain):
     if not plain: return f':::{{admonition}} {title or kind.title()}\n:class: {kind}\n\n{body}\n:::'
     lines = [f'[!{kind.upper()}]', *([f'**{title}**', ''] if title else []), *body.splitlines()]
     return '\n'.join(f'> {line}'.rstrip() for line in lines)
+
+@cache
+def papers(): return yaml.safe_load((menu.root/'docs/references.yml').read_text(encoding='utf-8'))
+
+def references(texts, name):
+    "The papers that texts of a page link to or name, as the list at its end; '' where there are none"
+    linked = dict.fromkeys(key.rstrip('.') for text in texts for key in paper.findall(text))
+    unknown = [key for key in linked if key not in papers()]
+    if unknown: sys.exit(f'{name} links to {", ".join(unknown)}: say in docs/references.yml what that is')
+    return '\n'.join(['## References', '', *(f'- {papers()[key]}' for key in linked)]) if linked else ''
+
+def shown_text(cell):
+    "The Markdown of a cell, or of what it shows"
+    if cell.cell_type == 'markdown': return cell.source
+    return '\n'.join(''.join(o.get('data', {}).get('text/markdown', '')) for o in cell.get('outputs', []))
 
 def signature(name, found):
     "How to call it; nbdev's own signature has too long lines, and no `*`"
@@ -135,8 +148,12 @@ class ShowDocs(exec_show_docs):
     def __call__(self, cell):
         if cell.cell_type == 'code' and 'show_doc(' in cell.source: super().__call__(cell)
 
+def mark_source(cell):
+    "Remember that a cell is exported and shown: later its directives are gone"
+    if cell.cell_type == 'code' and 'exporti' in cell.directives_: cell.metadata['tags'] = ['source']
+
 class Pages(FilterDefaults):
-    def base_procs(self): return [ShowDocs if o is exec_show_docs else o for o in super().base_procs()]
+    def base_procs(self): return [mark_source, *(ShowDocs if o is exec_show_docs else o for o in super().base_procs())]
 
 @cache
 def processed(path):
@@ -154,6 +171,8 @@ def convert(path, plain=False):
     for i, cell in enumerate(nb.cells):
         if cell.cell_type == 'raw':
             nb.metadata.page = page = yaml.safe_load(cell.source.strip().strip('-'))
+            nb.metadata.menu = page['title']
+            if menu.inside(stem(path), menu.groups()): page['title'] = menu.INSIDE + page['title']
             cell = nbformat.v4.new_markdown_cell(f"# {page['title']}\n\n> {page.get('description', '')}")
         if cell.source.startswith('<!-- WARNING'): continue
         if cell.cell_type == 'code':
@@ -163,30 +182,59 @@ def convert(path, plain=False):
             if option.get('include') == 'false': continue
             if option.get('output') == 'false': cell.outputs = []
             if option.get('echo') == 'false': tags.append('remove-input')
-            if option.get('code-fold') == 'true': tags.append('hide-input')
             if option.get('output') == 'asis':
                 cell = nbformat.v4.new_markdown_cell('\n'.join(o.data.get('text/markdown', '') for o in cell.outputs))
-            else: figure(cell, option, *nb.cells[i+1:i+2])
+            else:
+                figure(cell, option, path.name, *nb.cells[i+1:i+2])
+                fold(cell, option)
             if cell.cell_type == 'code' and plain:
                 if 'remove-input' in tags: cell.source = ''
                 cell.outputs = [o for o in cell.outputs if not moves(o)]
             if not cell.source and not cell.get('outputs'): continue
         if cell.cell_type == 'markdown': cell.source = markdown(cell.source, plain)
         cells.append(cell)
+    listed = references(map(shown_text, cells), path.name) if path.name != cfg.readme_nb else ''
+    if listed: cells.append(nbformat.v4.new_markdown_cell(markdown(listed, plain)))
     nb.cells = cells
     nb.metadata['language_info'] = dict(name='python')
     return nb
+
+PICTURE, TEST = 4, 5        # lines from which on the code of a picture, and a test that shows nothing, are folded
+
+def fold(cell, option):
+    "Fold what a reader can do without, and say what it is: source of the package, the code of a picture, long tests"
+    lines = len(cell.source.strip().splitlines())
+    if 'source' in cell.metadata.tags: what = f'Source of {defined(cell.source)}'
+    elif pictures(cell) and lines > PICTURE: what = 'Code of this picture'
+    elif option.get('code-fold') == 'true': what = 'Code'
+    elif not cell.outputs and lines > TEST and re.search(r'^ *(assert|test_|says)', cell.source, re.M): what = 'Test'
+    else: return
+    if 'hide-input' not in cell.metadata.tags: cell.metadata.tags.append('hide-input')
+    cell.metadata.mystnb |= dict(code_prompt_show=what, code_prompt_hide=what)
+
+def defined(source):
+    "The names that a piece of source defines"
+    names = []
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign): names += [ast.unparse(target) for target in node.targets]
+        elif hasattr(node, 'name'): names.append(node.name)
+    names = list(dict.fromkeys(names))
+    return ', '.join(names[:4]) + (' and more' if len(names) > 4 else '') if names else 'what is imported'
+
+def pictures(cell): return [kind for o in cell.outputs for kind in o.get('data', {}) if kind.startswith('image/')]
 
 def moves(output):
     "Whether an output is a figure with sliders, which GitHub does not show"
     return '<svg' in output.get('data', {}).get('text/html', '')
 
-def figure(cell, option, following=None):
+def figure(cell, option, page, following=None):
     "Give the cell's figures the size that they were drawn for, a caption, and in words what they show"
     caption = option.get('fig-cap')
     text = following.source if following and following.cell_type == 'markdown' else ''
     below = re.match(r'\*([^*].*?)\*(\n\n|\Z)', text, re.S)
-    image = dict(alt=option.get('fig-alt') or caption or (' '.join(below[1].split()) if below else 'Figure'))
+    image = dict(alt=option.get('fig-alt') or caption or (' '.join(below[1].split()) if below else ''))
+    if pictures(cell) and not image['alt']:
+        sys.exit(f'{page}: a figure without words; add `#| fig-alt: "What it shows"` to cell {cell.id}, which draws it')
     for o in cell.outputs:
         for kind, size in o.get('metadata', {}).items():
             if kind.startswith('image/') and 'width' in size: image['width'] = f"{size['width']}px"

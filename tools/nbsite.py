@@ -6,11 +6,10 @@ from pathlib import Path
 import nbformat
 from nbconvert import MarkdownExporter
 from nbdev.doclinks import NbdevLookup, nbglob
-import preview
-from convert import cfg, convert, host, outside_code, stem
+import menu, preview
+from convert import cfg, convert, host, outside_code
+from menu import stem
 
-rooms = dict(learn='Learn', use='Use', ops='Inside: how losses are computed', training='Inside: training',
-    benchmark='Inside: benchmark')
 root, notebooks, built = (Path(o).resolve() for o in (cfg.config_path, cfg.nbs_path, cfg.doc_path))
 
 def export(nb, name, images):
@@ -27,49 +26,53 @@ def export(nb, name, images):
     text = outside_code(lambda s: re.sub(r'\n(\s*\n){2,}', '\n\n', s), text)
     return text.strip()+'\n', resources['outputs']
 
-def room(path):
-    "The part of the menu that a page stands in: its room in the package, or what its number says"
-    inside, dot, _ = stem(path).partition('.')
-    return rooms[inside if dot else 'learn' if path.name[0] == '1' else 'use']
-
-def menu(name, entries):
+def contents(name, entries):
     "A part of the menu, as a cell of the first page"
     listed = '\n'.join(entries)
-    return nbformat.v4.new_markdown_cell(f'```{{toctree}}\n:hidden:\n:caption: {name}\n\n{listed}\n```')
+    return nbformat.v4.new_markdown_cell(f'```{{toctree}}\n:hidden:\n:caption: "{name}"\n\n{listed}\n```')
+
+def entry(page, nb):
+    "A page as the menu calls it"
+    return 'Overview <self>' if page == stem(cfg.readme_nb) else f'{nb.metadata.menu} <{page}>'
 
 def site():
     "Build the site; any warning of Sphinx is an error"
     if cfg.lib_path.name not in NbdevLookup().entries:
         sys.exit('asl is not installed, so no name would be linked: pip install -e .')
+    groups = menu.groups()
+    notebook_files = sorted(nbglob(as_path=True))
+    faults = menu.faults(groups, notebook_files)
+    if faults: sys.exit('\n'.join(faults))
     source = root/'_site_src'
     for folder in (source, built): shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(root/'docs', source)
     shutil.copytree(root/'images', source/'images')
     preview.draw(source/'static/preview.png', cfg.title, cfg.description)
-    pages = {path: convert(path) for path in sorted(nbglob(as_path=True))}
-    groups = {'Start': ['Overview <self>']} | {room: [] for room in rooms.values()}
-    for path in pages:
-        if path.name != cfg.readme_nb: groups[room(path)].append(stem(path))
-    for path, nb in pages.items():
-        if path.name == cfg.readme_nb: nb.cells += [menu(name, entries) for name, entries in groups.items() if entries]
-        nbformat.write(nb, source/f'{stem(path)}.ipynb')
+    pages = {stem(path): convert(path) for path in notebook_files}
+    for name, listed in groups.items():
+        pages['index'].cells.append(contents(name, [entry(page, pages[page]) for page in listed]))
+    for page, nb in pages.items(): nbformat.write(nb, source/f'{page}.ipynb')
     sphinx = [sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', '-b', 'html', str(source), str(built)]
     code = subprocess.run(sphinx, env={**os.environ, 'PYTHONPATH': str(root/'tools')}).returncode
-    if not code: plain_pages(pages)
-    return code
+    if code: return code
+    plain_pages(groups, {stem(path): path for path in notebook_files})
+    (built/'notebooks').mkdir()
+    for path in notebook_files: shutil.copy(path, built/'notebooks')
+    return 0
 
-def plain_pages(pages):
+def plain_pages(groups, files):
     "Each page as Markdown beside its HTML, and llms.txt, their list"
-    lines = [f'# {cfg.title}', '', f'> {cfg.description}', '', '## Docs', '']
-    for path in sorted(pages, key=lambda o: (o.name != cfg.readme_nb, o.name[0] != '1', o.name)):  # the reading order
-        nb = convert(path, plain=True)
-        name = stem(path)
-        text, images = export(nb, name, f'{name}_files')
-        for file, data in {f'{name}.html.md': text.encode(), **images}.items():
-            (built/file).parent.mkdir(exist_ok=True)
-            (built/file).write_bytes(data)
-        page = nb.metadata.page
-        lines.append(f"- [{page['title']}]({host}{name}.html.md): {page.get('description', '')}")
+    lines = [f'# {cfg.title}', '', f'> {cfg.description}']
+    for group, pages in groups.items():
+        lines += ['', f'## {group}', '']
+        for name in pages:
+            nb = convert(files[name], plain=True)
+            text, images = export(nb, name, f'{name}_files')
+            for file, data in {f'{name}.html.md': text.encode(), **images}.items():
+                (built/file).parent.mkdir(exist_ok=True)
+                (built/file).write_bytes(data)
+            page = nb.metadata.page
+            lines.append(f"- [{page['title']}]({host}{name}.html.md): {page.get('description', '')}")
     (built/'llms.txt').write_text('\n'.join(lines)+'\n')
 
 def readme(check=False):

@@ -18,6 +18,6 @@ loss(logits, target).backward()
 torch.testing.assert_close(logits.grad, torch.tensor([[-.0044, 0., -1.]]), rtol=0, atol=1e-4)
 torch.testing.assert_close(loss.posterior(torch.as_tensor(loss.prior_logit(.3))), torch.tensor(.3))
 
-for command in ('asl_train', 'asl_predict', 'asl_evaluate', 'asl_bench'):
+for command in ('asl_train', 'asl_predict', 'asl_evaluate', 'asl_review', 'asl_bench'):
     subprocess.run([Path(sysconfig.get_path('scripts'))/command, '-h'], check=True, stdout=subprocess.DEVNULL)
 print(f'asl {asl.__version__} with torch {torch.__version__}: {package}')

@@ -92,7 +92,7 @@ def _focused_term(p:Tensor, q:Tensor, minus_log_p:Tensor, gamma:float|Tensor, ep
 def shifted_probability(z:Tensor, p:Tensor, q:Tensor, m:float|Tensor) -> tuple[Tensor, Tensor]:
     "The d of Eq. (2), distance of z from the margin's logit, and p_m; both zero where p <= m"
     high, low = split_logit(m, z.dtype)
-    d = ((z-high)-low).clamp(min=0)
+    d = (z-high).sub_(low).clamp_(min=0)
     m, rest = margin_and_rest(m, z.dtype)
     if z.dtype == torch.float64: return d, one_minus_exp(d)*p*rest
     is_small = not isinstance(m, Tensor) and m < .5
@@ -220,7 +220,7 @@ def compiled_loss(input:Tensor, target:Tensor, settings:AnySettings, ignore_inde
     return mean_of_known(loss, loss.new_tensor(target.numel()) if known is None else known.sum())
 
 # %% ../../nbs/24_ops.multi_label.ipynb #5be95c11
-CACHE_ENTRIES = 2**18                       # a block of this size stays in the cache
+CACHE_ENTRIES = 2**17                       # a block of this size stays in the cache
 SEARCH_FROM = 2**14                         # below this a search costs more than it saves
 MOST_ACTIVE = .25                           # above this share a search is in vain
 
@@ -270,6 +270,53 @@ def settings_of_entries(settings:AnySettings, entries:Tensor, C:int) -> AnySetti
     classes = entries%C
     return settings._make(of_classes(value, classes) for value in settings)
 
+# %% ../../nbs/24_ops.multi_label.ipynb #423b94ae
+MOST_ONES = .01                             # share of ones above which the general formula is as fast
+
+def _few_ones(target:Tensor, settings:AnySettings, ignore_index:int) -> Tensor|None:
+    "Flat indices (K,) of the labels 1, if there are few and all others are known zeros; else None"
+    may_be_ignored = 0 <= ignore_index <= 1 and target.dtype != torch.bool
+    if target.numel() < SEARCH_FROM or may_be_ignored or not isinstance(settings, Settings) or settings.smoothing:
+        return None
+    most = MOST_ONES*target.numel()
+    if target.count_nonzero() > most: return None
+    listed = target.reshape(-1).nonzero().view(-1)
+    return listed if target.dtype == torch.bool or (target.take(listed) == 1).all() else None
+
+def negatives(z:Tensor, s:Settings, needs_grad:bool) -> tuple[Tensor, Tensor|None]:
+    "Loss and gradient, entry by entry, where all labels are 0"
+    needs_log = torch.compiler.is_compiling() or isinstance(s.clip, Tensor) or s.clip == 0
+    sides = sigmoids(z) if needs_log else (torch.sigmoid(z), torch.sigmoid(-z), None)
+    loss, gradient = negative_term(z, *sides, s.gamma_neg, s.clip, s.eps, s.detach, needs_grad)
+    return times(s.weight, loss), times(s.weight, gradient) if needs_grad else None
+
+def _negatives_but(ones:Tensor, z:Tensor, settings:Settings, needs_grad:bool, keep_entries:bool):
+    "Loss, as in `_in_chunks`, and gradient of entries (N, C) of label 0; at the flat indices `ones` no loss"
+    gradient = z.new_empty(z.shape) if needs_grad else None
+    C = z.shape[1]
+    losses = []
+    done = 0
+    for block in z.split(max(1, CACHE_ENTRIES//C)):
+        loss, slope = negatives(block, settings, needs_grad)
+        here = ones[torch.searchsorted(ones, done):torch.searchsorted(ones, done+block.numel())]
+        loss.view(-1).index_fill_(0, here-done, 0.)
+        losses.append(loss if keep_entries else loss.sum())
+        if gradient is not None and slope is not None: gradient[done//C:done//C+len(block)] = slope
+        done += block.numel()
+    return torch.cat(losses) if keep_entries else torch.stack(losses), gradient
+
+def _with_ones(ones:Tensor, z:Tensor, settings:Settings, needs_grad:bool, keep_entries:bool):
+    "The same where labels are 1 at these flat indices, (K,), and 0 elsewhere"
+    z = z.contiguous()
+    loss, gradient = _negatives_but(ones, z, settings, needs_grad, keep_entries)
+    positive = z.take(ones)
+    found = settings_of_entries(settings, ones, z.shape[1])
+    of_ones, slope = loss_and_gradient(positive, torch.ones_like(positive), found, needs_grad)
+    if keep_entries: loss.view(-1).index_copy_(0, ones, of_ones)
+    else: loss = torch.cat([loss, of_ones])
+    if gradient is not None and slope is not None: gradient.view(-1).index_copy_(0, ones, slope)
+    return loss, gradient
+
 # %% ../../nbs/24_ops.multi_label.ipynb #75cb260d
 def _in_chunks(chunks:list[tuple], ignore_index:int, needs_grad:bool, keep_entries:bool=True):
     """Loss, gradient and number of ignored of chunks (logits, targets, settings), as if they were one.
@@ -292,6 +339,8 @@ def _loss_of_active(z:Tensor, target:Tensor, settings:AnySettings, active:Tensor
 
 def _loss_of_all(z:Tensor, target:Tensor, settings:AnySettings, ignore_index:int, needs_grad:bool, keep_entries:bool):
     "Loss, as in `_in_chunks`, and gradient of all entries, (N, C), and how many are ignored; in blocks of rows"
+    ones = _few_ones(target, settings, ignore_index)
+    if ones is not None: return *_with_ones(ones, z, settings, needs_grad, keep_entries), 0
     rows = max(1, CACHE_ENTRIES//z.shape[1])
     if len(z) <= rows: return checked_loss_and_gradient(z, target, settings, ignore_index, needs_grad)
     chunks = [(*part, settings) for part in zip(z.split(rows), target.split(rows))]

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from .checks import count_known, highest_precision, pinned, raise_where
-from .common import AnySettings, Settings, of_classes, per_class, times
+from .common import AnySettings, Settings, of_classes, per_class
 from .multi_label import (EASIEST_LOGIT, checked_loss_and_gradient, loss_and_gradient, mask_ignored,
-    negative_term, settings_of_entries, sigmoids)
+    negatives, settings_of_entries)
 from .reference import split_logit
 from .torch_private import stored_entries
 
@@ -207,13 +207,8 @@ class LossOptions(NamedTuple):
 # %% ../../nbs/27_ops.tiles.ipynb #3ff0594c
 def _negatives(logits, settings, needs_grad):
     "Loss and gradient, elementwise, where all labels are 0"
-    if not isinstance(settings, Settings): return settings.loss_and_gradient(logits, logits.new_zeros(()), needs_grad)
-    needs_log = torch.compiler.is_compiling() or isinstance(settings.clip, Tensor) or settings.clip == 0
-    sides = sigmoids(logits) if needs_log else (torch.sigmoid(logits), torch.sigmoid(-logits), None)
-    loss, gradient = negative_term(logits, *sides, settings.gamma_neg, settings.clip, settings.eps, settings.detach,
-        needs_grad)
-    loss = times(settings.weight, loss)
-    return loss, times(settings.weight, gradient) if needs_grad else None
+    if isinstance(settings, Settings): return negatives(logits, settings, needs_grad)
+    return settings.loss_and_gradient(logits, logits.new_zeros(()), needs_grad)
 
 # %% ../../nbs/27_ops.tiles.ipynb #25b39ff6
 def _loss_of_entries(logits, target, options):

@@ -112,6 +112,23 @@ def _units(labels, members, n_classes):
         units.append(own | {n_classes: len(images)})
     return units
 
+# %% ../../nbs/32_training.images.ipynb #24485643
+def divide(
+    data:ImageSet,
+    folds:int,  # How many, 2 or more
+    seed:int=0, # Same seed, same folds
+)->torch.Tensor: # (n,) int64: the fold of each image, from 0
+    "Stratified folds: each label is divided like the whole, and groups stay together"
+    members = _members(data)
+    units = _units(_labels_of_images(data), members, len(data.classes))
+    found = torch.full((len(data.files),), folds-1)
+    left = list(range(len(units)))
+    for fold in range(folds-1):
+        chosen = {left[i] for i in _stratify([units[u] for u in left], len(data.classes)+1, 1/(folds-fold), seed)}
+        for unit in chosen: found[members[unit]] = fold
+        left = [unit for unit in left if unit not in chosen]
+    return found
+
 # %% ../../nbs/32_training.images.ipynb #51fe691e
 def _is_deep(image):
     "Does a picture hold more than 8 bits of grey, or floats?"

@@ -342,3 +342,42 @@ class _OfScores:
 @dataclass(frozen=True)
 class EvaluateOptions(_OfComputation, _OfScores, _OfLabelledImages):
     "What `asl_evaluate` can be asked for"
+
+# %% ../../nbs/38_training.options.ipynb #293f3989
+@dataclass(frozen=True)
+class _OfReviewed:
+    "Images and labels"
+    labels:str|Path|None=None  # CSV (file name and labels in each row), COCO's JSON, Parquet, or a folder of datasets
+    _:KW_ONLY
+    images:str|Path|None=None     # Folder that the file names start from; without a CSV: a folder in it for each class
+    files:str|None=None           # Column with the file names (the first)
+    label_column:str|None=None    # Column of divided labels (the only other one; else one for each class: 0, 1, empty)
+    separator:str|None=None       # What divides labels (the first of | ; , that occurs; never a space, but if given)
+    label_columns:str|None=None   # Columns that are a class each, such as Edema,Fracture (all that are nothing else)
+    ignore_columns:str|None=None  # Columns that are no class, such as Age,Sex; all others are one
+    no_header:bool=False          # The first row is data; columns are called 1, 2, 3
+    suffix:str=''                 # Ending to add to each file name, such as .jpg
+    group:str|None=None           # Column of what looks alike, such as the video of a frame: it is judged by the others
+    range:str|None=None  # Grey of more than 8 bits: what is black and white, such as 0,4095 (99.8% of the values)
+    skip_bad:bool=False           # Leave out images that cannot be read
+
+@dataclass(frozen=True, kw_only=True)
+class _OfReview:
+    "Review"
+    folds:int=5                   # Parts of the images; each is judged by what the others teach
+    most:int=200                  # Labels to show that may be missing, and as many that may be wrong
+    seed:int=0                    # Seed of the parts
+    out:str|Path='review'         # Folder for review.html and suspects.csv
+    apply:str|Path|None=None      # Changes that the page has exported; the corrected labels become a new CSV in `out`
+    force:bool=False              # Replace what is in `out`
+
+@dataclass(frozen=True, kw_only=True)
+class _OfFeatures:
+    "Network that looks at the images"
+    model:str|None=None           # Any timm model, or conv3 (that of --weights; else resnet18)
+    weights:str|Path='pretrained'  # pretrained, random, a file, a run, hf-hub:ID, local-dir:FOLDER
+    size:int|None=None            # Side of the images in pixels (as the model comes; conv3: 64)
+
+@dataclass(frozen=True)
+class ReviewOptions(_OfComputation, _OfFeatures, _OfReview, _OfReviewed):
+    "What `asl_review` can be asked for"

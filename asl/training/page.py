@@ -144,7 +144,8 @@ thead th { font-weight: 600; vertical-align: bottom }
 summary { cursor: pointer }
 .plots { columns: 2 460px; column-gap: 1.5rem }
 .plot { margin: 0 0 1.5rem; break-inside: avoid }
-.plot img { display: block; max-width: 100%; height: auto; margin: auto }
+.plot img { display: block; max-width: 100%; height: auto; margin: auto; background: #fff }
+@media (prefers-color-scheme: dark) { .plot img { background: #000 } }    /* their grey is 4.5 : 1 against both */
 figcaption { font-size: .9rem; margin-top: .4rem }
 .cards { list-style: none; margin: 0; padding: 0; display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(158px, 1fr)) }
@@ -249,7 +250,7 @@ def to_picture(pixels):
     from PIL import Image
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
-def _small_picture(image):
+def small_picture(image):
     "A picture for the template; JPEG, and lossless PNG if it is tiny"
     tiny = max(image.size) <= TINY
     if not tiny: image.thumbnail((SIDE, SIDE))
@@ -312,7 +313,7 @@ def _card(outcome, i, picture, name):
     for c in _listed_classes(p, truth):
         name_shown = shortened(outcome.classes[c], LONGEST)
         listed.append(dict(name=name_shown, mark=MARKS[int(truth[c])], percent=f'{100*p[c].item():.1f}%'))
-    try: small = _small_picture(picture(i).convert('RGB'))
+    try: small = small_picture(picture(i).convert('RGB'))
     except (OSError, ValueError): small = None
     return dict(picture=small, alt=f'validation image {name}', name=_end_of(name), loss=f'{outcome.losses[i]:.3g}',
         labels=_label_names(outcome.classes, truth), listed=listed)
@@ -323,7 +324,7 @@ def _seen_cards(first_batch, classes):
     cards = []
     for i, (picture, target) in enumerate(first_batch):
         labels = _label_names(classes, _truth(target, len(classes)))
-        cards.append(dict(picture=_small_picture(picture), alt=f'training image {i+1}', labels=labels))
+        cards.append(dict(picture=small_picture(picture), alt=f'training image {i+1}', labels=labels))
     return cards
 
 # %% ../../nbs/42_training.page.ipynb #bdaac79c

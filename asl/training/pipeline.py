@@ -513,7 +513,7 @@ def _notes(training, result):
     "What a reader has to know beside the scores: the weights it began with, and what result.json says in words"
     said = {name: value for name, value in result.items() if value is True or isinstance(value, str)}
     kept = training.options.kept
-    if kept is not None: said |= dict(kept=f'{kept:g}; scores here are by the labels as written, predictions count the rest')
+    if kept is not None: said['kept'] = f'{kept:g}; scores here are by labels as written, predictions count the rest'
     return dict(weights=told(training.metadata['started_from']).removeprefix('weights: ')) | said
 
 def _shown_settings(training):

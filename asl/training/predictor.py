@@ -183,7 +183,7 @@ class Predictor:
         images
             A picture, or a list of n.
         """
-        return self._of_all(images, partial(_features, self.net), 0)
+        return self._of_all(images, partial(last_inputs, self.net), 0)
 
     @torch.no_grad()
     def probabilities(self, x:torch.Tensor)->torch.Tensor:
@@ -233,7 +233,7 @@ def _called(image, i):
     "How a message calls a picture"
     return str(image) if isinstance(image, (str, os.PathLike)) else f'picture {i}'
 
-def _features(net, x):
+def last_inputs(net, x):
     "What the last layer sees of pictures (b, 3, size, size), (b, F)"
     if not hasattr(net, 'forward_features'): return cast(nn.Sequential, net)[:-1](x)     # conv3
     network = cast(Any, net)                # timm's networks

@@ -39,14 +39,14 @@ class Part(NamedTuple):
     true: Tensor                        # (n, C) bool
     written: Tensor                     # (C,): of each class the share of the positives that is written
 
-def divided(groups:Tensor, seed:int) -> list[Tensor]:
+def divided(groups:Tensor, seed:int, shares:tuple[float, ...]=SHARES) -> list[Tensor]:
     "Indices of the three parts; no group is in two"
     names, group = groups.unique(return_inverse=True)
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))
     place = torch.empty(len(names)).scatter_(0, order, torch.arange(len(names)).float())/len(names)
     share = place[group]
     return [((low <= share) & (share < high)).nonzero().view(-1)
-        for low, high in ((0, SHARES[0]), (SHARES[0], SHARES[0]+SHARES[1]), (SHARES[0]+SHARES[1], 2))]
+        for low, high in ((0, shares[0]), (shares[0], shares[0]+shares[1]), (shares[0]+shares[1], 2))]
 
 def components(x:Tensor, train:Tensor) -> Tensor:
     "The first principal components of the training features, of mean square 1"
@@ -57,9 +57,9 @@ def components(x:Tensor, train:Tensor) -> Tensor:
         x = x@directions
     return x/x[train].square().mean().sqrt()
 
-def part_of(data, labels:str, seed:int, prepared:Callable=components) -> Part:
+def part_of(data, labels:str, seed:int, prepared:Callable=components, shares:tuple[float, ...]=SHARES) -> Part:
     "Of a RealSet; its features are prepared as they are for a linear layer, if nothing else is said"
-    train, valid, test = divided(data.groups, seed)
+    train, valid, test = divided(data.groups, seed, shares)
     written = corrupted(data.labels, labels, torch.Generator().manual_seed(1000+seed))
     return Part(prepared(data.features, train), train, valid, test, written.float(), data.labels,
         written_share(data.labels, labels))

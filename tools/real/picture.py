@@ -7,7 +7,7 @@ from matplotlib.lines import Line2D
 from .judge import Verdict
 from .record import WAYS, Record, by_block, by_set, overall
 
-GREY = '#7a7a7a'
+GREY = '#767676'
 BAR = dict(fmt='o', ms=5, lw=1.4, mew=1.4)
 
 def markdown(head, rows) -> str:
