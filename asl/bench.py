@@ -17,7 +17,6 @@ def bench(options:BenchOptions)->dict: # What is written to `out`
     Examples
     --------
     asl_bench --quick
-    asl_bench --task family --sizes 512x9605
     asl_bench --task multi --sizes 128x1000 --dtypes bfloat16 --device cuda --out mine.json
     """
     with importing(): from asl.benchmark.measure import run_benchmark     # brings PyTorch, which -h does without

@@ -96,7 +96,7 @@ kbd { border: 1px solid var(--rule); border-radius: 4px; padding: 0 .3em; font: 
 :root { --focus: #0b57d0 }
 @media (prefers-color-scheme: dark) { :root { --focus: #8ab4f8 } }
 @media (max-width: 600px) { .keys { display: none }
-  .bar { font-size: .85rem; gap: .35rem .5rem } .bar select { max-width: 7rem; padding: .3rem .2rem } }
+  .bar { font-size: .85rem; gap: .35rem .5rem } .bar select { max-width: 8.5rem; padding: .3rem .2rem } }
 [hidden] { display: none !important }
 '''
 
