@@ -20,12 +20,14 @@ from torch.nn import functional as F
 
 from .functional import asymmetric_loss_multi_label
 from .linear import (BUDGET, NO_NONE, LinearAsymmetricLoss, check_budget, check_constant, check_k, check_target,
-    head_settings, is_listed, linear_asymmetric_loss, link_settings, stand_in_logits, topk_in_tiles)
+    head_settings, is_listed, linear_asymmetric_loss, link_settings, parts_of_head, stand_in_logits,
+    topk_in_tiles)
 from .loss import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel
 from .ops.checks import (at_least_float32, check_arguments, check_setting, count_known, highest_precision,
     known_classes, raise_where)
 from .ops.common import of_classes, per_class
 from .ops.reference import finite_logits, infinite_part, mean_of_known, reduce_loss, softplus
+from .ops.step import Stepping
 from .ops.tiles import listed_entries
 from .ops.torch_private import not_compiled, stored_entries
 from .posterior import posterior
@@ -132,6 +134,7 @@ class _OwnHead(NamedTuple):
     classes: slice
     weight: Tensor                     # (c, D), of these classes
     bias: Tensor|None                  # (c,)
+    stepping: Stepping|None            # takes their steps in backward
 
 def _own_head(head, hidden):
     "Of a divided head, that of this process; head and hidden are checked"
@@ -140,17 +143,20 @@ def _own_head(head, hidden):
     logits = stand_in_logits(hidden, head.weight, head.bias)
     mesh = head.weight.device_mesh
     if mesh.ndim != 1: raise ValueError(GATHER_FIRST.format(mesh.ndim))
-    bias = None if head.bias is None else head.bias.to_local()
-    return _OwnHead(mesh, logits, _own_classes(logits.shape[-1], mesh), head.weight.to_local(), bias)
+    weight, bias, stepping = parts_of_head(head)
+    if stepping is None:
+        weight = head.weight.to_local()
+        bias = None if head.bias is None else head.bias.to_local()
+    return _OwnHead(mesh, logits, _own_classes(logits.shape[-1], mesh), weight, bias, stepping)
 
 # %% ../nbs/05_distributed.ipynb #741bbfc9
 def _own_loss(hidden, own, target, kind, settings, reduction, **options):
     "Loss of own classes, and for a mean how many entries count"
-    if not len(own.weight):
+    if not len(own.weight) and own.stepping is None:
         nothing = hidden[:0].sum()+own.weight.sum()                    # zero, with gradients of zeros
         return nothing if own.bias is None else nothing+own.bias.sum(), 0
     loss = linear_asymmetric_loss(hidden, own.weight, own.bias, target, **settings, target_kind=kind, reduction='sum',
-        **options)
+        stepping=own.stepping, **options)
     if reduction != 'mean': return loss, 0
     size = hidden.shape[:-1].numel()*len(own.weight)
     return loss, _count_known(target, kind, size, settings['ignore_index'])

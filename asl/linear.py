@@ -7,7 +7,7 @@ __all__ = ['linear_asymmetric_loss', 'linear_loss', 'LinearAsymmetricLoss']
 
 # %% ../nbs/04_linear.ipynb #50db1db2
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from .loss import AsymmetricLossMultiLabel, MultiLabelLoss
 from .ops.checks import at_least_float32, check_arguments, check_setting, check_tensor, highest_precision
 from .ops.common import AnySettings, Settings, needs_double_backward, of_classes, per_class
 from .ops.reference import infinite_again
+from .ops.step import Stepping
 from .ops.tiles import (MOST_ACTIVE_COMPILED, MOST_ACTIVE_IN_TILE, SEARCH_GROUP, DenseLabels, ListedLabels,
     LossOptions, Tile, Tiling, active_entries, by_kernels, slices, tile_loss, tile_products)
 from asl.ops.torch_private import (backward_keeps_graph, functorch_active, is_batched_gradient, not_compiled,
@@ -58,6 +59,13 @@ class _Call(NamedTuple):
     sparse_grad: bool
     tiling: Tiling
     counts: dict[str, int]             # of entries: active ones, and those in tiles of each kind; filled by the call
+    entries: int
+    stats: dict[str, float]|None       # as users give it
+
+    def tell(self):
+        "Fill in the shares of all entries"
+        if self.stats is None: return
+        self.stats.update({name: count/max(self.entries, 1) for name, count in self.counts.items()})
 
 # %% ../nbs/04_linear.ipynb #5cc3c1cb
 class _Part(NamedTuple):
@@ -158,37 +166,63 @@ class _SparseGradients(_Gradients):
         return self.hidden, weight, bias
 
 # %% ../nbs/04_linear.ipynb #ad895877
-def _loss_of_tile(call:_Call, part:_Part, hidden:Tensor, rows:slice, buffer:Tensor, sums:_Sums) -> Tensor:
-    "Loss of a tile, some rows of hidden (N, D) and the classes of a part, summed; its gradients are added to the sums"
-    hidden = hidden[rows]
-    logits = _logits(hidden, part, buffer)
+class _Found(NamedTuple):
+    "What was found in a tile (n, c)"
+    loss: Tensor                       # summed
+    logits: Tensor                     # (n, c), or what took their place
+    active: Tensor|None                # (K,), flat places; None: all
+    gradient: Tensor|None              # (K,) or (n, c); None where nobody needs it
+
+def _find(call:_Call, part:_Part, hidden:Tensor, rows:slice, buffer:Tensor, dense_grad:bool=True) -> _Found:
+    "In a tile, some rows of hidden (N, D) and the classes of a part; dense_grad: the gradient even if all are active"
+    logits = _logits(hidden[rows], part, buffer)
     labels = call.labels.tile(rows, part.classes)
     most = MOST_ACTIVE_COMPILED if call.options.compiled else MOST_ACTIVE_IN_TILE
     active = active_entries(logits, labels, part.options.settings, most)
-    loss, gradient = tile_loss(logits, labels, active, part.options)
     call.counts['active'] += logits.numel() if active is None else len(active)
-    if gradient is not None:
-        kind = tile_products(sums.tile(rows, hidden, part.weight), logits, active, gradient)
-        call.counts[kind] += logits.numel()
-    return loss
+    options = part.options
+    if active is None and not dense_grad: options = options._replace(needs_grad=False)
+    loss, gradient = tile_loss(logits, labels, active, options)
+    return _Found(loss, logits, active, gradient)
 
-def _loss_and_gradients(call:_Call, hidden:Tensor, weight:Tensor, bias:Tensor|None):
-    "The loss, in float64 where there is that, and the gradients of hidden, as (N, D), weight and bias: tile by tile"
-    dtype = at_least_float32(hidden, weight)
-    hidden = hidden.reshape(hidden.shape[:-1].numel(), weight.shape[1]).to(dtype)
+def _add(call:_Call, part:_Part, hidden:Tensor, rows:slice, sums:_Sums, found:_Found):
+    "Add the gradients of a tile to the sums"
+    assert found.gradient is not None
+    kind = tile_products(sums.tile(rows, hidden[rows], part.weight), found.logits, found.active, found.gradient)
+    call.counts[kind] += found.logits.numel()
+
+def _find_and_add(call:_Call, part:_Part, hidden:Tensor, rows:slice, buffer:Tensor, sums:_Sums) -> Tensor:
+    "Loss of a tile; its gradients are added to the sums, if anybody needs them"
+    found = _find(call, part, hidden, rows, buffer)
+    if found.gradient is not None: _add(call, part, hidden, rows, sums, found)
+    return found.loss
+
+# %% ../nbs/04_linear.ipynb #5cda5ac2
+def _flat(hidden:Tensor, weight:Tensor) -> Tensor:
+    "What the head sees as (N, D), in the dtype that is computed in"
+    return hidden.reshape(hidden.shape[:-1].numel(), weight.shape[1]).to(at_least_float32(hidden, weight))
+
+def _in_each_tile(call:_Call, hidden:Tensor, weight:Tensor, bias:Tensor|None, gradients:_Gradients,
+        of_tile:Callable=_find_and_add) -> Tensor:
+    "The loss of hidden (N, D), in float64 where there is that: the sum of what of_tile gives; it fills the gradients"
     C = len(weight)
     total = hidden.new_zeros((), dtype=highest_precision(hidden))
     total += call.start
     buffer = hidden.new_empty(call.tiling.rows*min(call.tiling.classes, C))
+    for classes in slices(C, call.tiling.classes):
+        part = _part(classes, weight, bias, hidden.dtype, call.options)
+        sums = gradients.start(classes, hidden)
+        for rows in slices(len(hidden), call.tiling.rows): total += of_tile(call, part, hidden, rows, buffer, sums)
+        gradients.end(sums)
+    return infinite_again(total, hidden.dtype)
+
+def _loss_and_gradients(call:_Call, hidden:Tensor, weight:Tensor, bias:Tensor|None):
+    "The loss, and the gradients of hidden, as (N, D), weight and bias"
+    hidden = _flat(hidden, weight)
     gradients_class = _SparseGradients if call.sparse_grad else _Gradients
     gradients = gradients_class(hidden, weight, call.needs_grad)
-    for classes in slices(C, call.tiling.classes):
-        part = _part(classes, weight, bias, dtype, call.options)
-        sums = gradients.start(classes, hidden)
-        for rows in slices(len(hidden), call.tiling.rows):
-            total += _loss_of_tile(call, part, hidden, rows, buffer, sums)
-        gradients.end(sums)
-    return infinite_again(total, dtype), gradients.result()
+    total = _in_each_tile(call, hidden, weight, bias, gradients)
+    return total, gradients.result()
 
 # %% ../nbs/04_linear.ipynb #987d09a6
 WHOLE = 'F.linear and asymmetric_loss_multi_label'
@@ -237,6 +271,115 @@ class _Linear(Function):
 
     @staticmethod
     def jvp(*_): raise RuntimeError(INSTEAD.format('forward-mode differentiation'))
+
+# %% ../nbs/04_linear.ipynb #89249ffa
+class _Kept:
+    "What forward found in tiles with few active entries, kept for backward in so many bytes"
+    def __init__(self, room:int):
+        self.room = room
+        self.tiles:dict[tuple[int, int], tuple[Tensor, Tensor]] = {}       # by first row and class
+
+    def keep(self, place:tuple[int, int], found:_Found):
+        "Keep what was found in a tile, if there is room"
+        if found.active is None or found.gradient is None: return
+        short = torch.int32 if found.logits.numel() < 2**31 else torch.int64
+        size = found.active.numel()*(short.itemsize + found.gradient.itemsize)
+        if size > self.room: return
+        self.room -= size
+        self.tiles[place] = found.active.to(short), found.gradient
+
+def _find_and_keep(kept:_Kept, call:_Call, part:_Part, hidden:Tensor, rows:slice, buffer:Tensor, _sums:_Sums) -> Tensor:
+    "Loss of a tile"
+    found = _find(call, part, hidden, rows, buffer, dense_grad=False)
+    kept.keep((rows.start, part.classes.start), found)
+    return found.loss
+
+def _find_again_and_add(kept:_Kept, call:_Call, part:_Part, hidden:Tensor, rows:slice, buffer:Tensor,
+        sums:_Sums) -> Tensor:
+    "Add the gradients of a tile to the sums; its loss, or 0 if that was kept"
+    place = rows.start, part.classes.start
+    if place in kept.tiles:
+        active, gradient = kept.tiles[place]
+        shape = rows.stop-rows.start, len(part.weight)
+        logits = buffer[:shape[0]*shape[1]].view(shape)    # the products only write to it
+        found = _Found(buffer.new_zeros(()), logits, active.long(), gradient)
+    else: found = _find(call, part, hidden, rows, buffer)
+    _add(call, part, hidden, rows, sums, found)
+    return found.loss
+
+# %% ../nbs/04_linear.ipynb #dd4e6b63
+class _Steps(_Gradients):
+    "The gradient of hidden; those of weight and bias last for some classes, which then take their step"
+    def __init__(self, hidden:Tensor, weight:Tensor, needs_grad:_NeedsGrad, classes:int, stepping:Stepping,
+            factor:float):
+        super().__init__(hidden, weight, needs_grad._replace(weight=False, bias=False))
+        self.needs_grad = needs_grad
+        self.buffer = hidden.new_empty(min(classes, len(weight)), weight.shape[1])
+        self.stepping = stepping
+        self.factor = factor
+
+    def start(self, classes:slice, hidden:Tensor) -> _Sums:
+        "Zeros for the gradients of a slice of the classes"
+        c = classes.stop-classes.start
+        weight = self.buffer[:c].zero_() if self.needs_grad.weight else None
+        bias = hidden.new_zeros(c) if self.needs_grad.bias else None
+        is_active = torch.zeros(c, dtype=torch.bool, device=hidden.device)
+        return _Sums(classes, self.hidden, weight, bias, is_active)
+
+    def end(self, sums:_Sums):
+        "Take the step of these classes, which have been through all rows"
+        both = dict(weight=sums.weight, bias=sums.bias)
+        gradients = {name: gradient for name, gradient in both.items() if gradient is not None}
+        if self.factor != 1:
+            for gradient in gradients.values(): gradient *= self.factor
+        if gradients: self.stepping.step(sums.classes, gradients, sums.is_active)
+
+# %% ../nbs/04_linear.ipynb #18b13d96
+class _Stepped(Function):
+    "Head and loss, a number; backward takes the step of head, which are the weight and the bias of the parameters"
+    @staticmethod
+    def forward(ctx, call, stepping, head, room, hidden, *parameters):
+        weight, bias = head
+        flat = _flat(hidden, weight)
+        ctx.kept = _Kept(room)
+        nobody = _Gradients(flat, weight, _NeedsGrad(False, False, False))
+        total = _in_each_tile(call, flat, weight, bias, nobody, partial(_find_and_keep, ctx.kept))
+        ctx.save_for_backward(hidden, *parameters)         # which notes whether anybody writes to them
+        ctx.call = call
+        ctx.stepping = stepping
+        ctx.head = head
+        ctx.turn = stepping.turn
+        stepping.losses.add(ctx)
+        return total.to(flat.dtype)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        if is_batched_gradient(grad_output): raise RuntimeError(INSTEAD.format('is_grads_batched=True'))
+        if needs_double_backward(grad_output): raise RuntimeError(INSTEAD.format('create_graph=True'))
+        factor = grad_output.item()
+        names = ctx.stepping.wanted()
+        ctx.stepping.check_backward(ctx, ctx.turn, factor, names)
+        hidden = ctx.saved_tensors[0]
+        with ctx.stepping.steps(names, len(ctx.head[0])): gradient = _take_steps(ctx, hidden, names, factor)
+        if names: ctx.kept = None                          # nothing can be computed again
+        return None, None, None, None, _like(gradient, hidden), *[None]*(len(ctx.needs_input_grad)-5)
+
+    @staticmethod
+    def jvp(*_): raise RuntimeError(INSTEAD.format('forward-mode differentiation'))
+
+def _take_steps(ctx, hidden:Tensor, names:list[str], factor:float) -> Tensor|None:
+    "In backward: the steps of the parameters of these names, and the gradient of hidden, as (N, D)"
+    call = ctx.call
+    weight, bias = ctx.head
+    needs_grad = _NeedsGrad(ctx.needs_input_grad[4], 'weight' in names, 'bias' in names)
+    flat = _flat(hidden, weight)
+    steps = _Steps(flat, weight, needs_grad, call.tiling.classes, ctx.stepping, factor)
+    call.counts.update(dict.fromkeys(call.counts, 0), active=call.counts['active'])
+    with torch.autocast(hidden.device.type, enabled=False):
+        _in_each_tile(call, flat, weight, bias, steps, partial(_find_again_and_add, ctx.kept))
+    call.tell()
+    if steps.hidden is not None and factor != 1: steps.hidden *= factor
+    return steps.hidden
 
 # %% ../nbs/04_linear.ipynb #0ba3b151
 def _check_head(hidden, weight, bias):
@@ -352,7 +495,8 @@ def _tiling_of_loss(logits:Tensor, weight:Tensor, settings:AnySettings, budget:i
     return _tiling(rows, features, logits.dtype, budget, of_entry, copies)
 
 def _in_tiles(hidden:Tensor, weight:Tensor, bias:Tensor|None, target:Tensor, settings:AnySettings, ignore_index:int,
-        reduction:str, target_kind:str|None, sparse_grad:bool, budget:int, compiled:bool, stats:dict|None) -> Tensor:
+        reduction:str, target_kind:str|None, sparse_grad:bool, budget:int, compiled:bool, stats:dict|None,
+        stepping:Stepping|None) -> Tensor:
     "The loss of a head with these settings, checked; all else as `linear_asymmetric_loss` takes it"
     if functorch_active(): raise RuntimeError(INSTEAD.format('torch.func'))
     logits = stand_in_logits(hidden, weight, bias)         # for checks: there is no memory behind it
@@ -364,15 +508,15 @@ def _in_tiles(hidden:Tensor, weight:Tensor, bias:Tensor|None, target:Tensor, set
     settings, start = _divided_settings(settings, reduction, labels, rows, logits.dtype)
 
     inputs = hidden, weight, bias
+    stepping = stepping if torch.is_grad_enabled() else None
     needs_grad = _NeedsGrad._make(torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs)
-    options = LossOptions(settings, ignore_index, any(needs_grad), bool(compiled))
+    options = LossOptions(settings, ignore_index, any(needs_grad) or stepping is not None, bool(compiled))
     counts:dict[str, int] = dict.fromkeys(('active', 'skipped', 'sparse', 'columns', 'dense'), 0)
-    call = _Call(labels, start, options, needs_grad, sparse_grad, tiling, counts)
+    call = _Call(labels, start, options, needs_grad, sparse_grad, tiling, counts, logits.numel(), stats)
     with torch.autocast(hidden.device.type, enabled=False):
-        loss = _Linear.apply(*inputs, partial(_loss_and_gradients, call))
-    if stats is not None:
-        entries = max(logits.numel(), 1)
-        stats.update({name: count/entries for name, count in counts.items()})
+        if stepping is None: loss = _Linear.apply(*inputs, partial(_loss_and_gradients, call))
+        else: loss = _Stepped.apply(call, stepping, (weight, bias), budget, hidden, *stepping.parameters.values())
+    call.tell()
     return loss
 
 # %% ../nbs/04_linear.ipynb #ff5a26c4
@@ -382,6 +526,7 @@ def linear_asymmetric_loss(
     clip:float|Tensor|None=0.05, *, eps:float|None=None, disable_torch_grad_focal_loss:bool=False, smoothing:float=0.,
     class_weight:float|Tensor|None=None, pos_weight:float|Tensor|None=None, ignore_index:int=-100, reduction:str='sum',
     target_kind:str|None=None, sparse_grad:bool=False, budget:int=BUDGET, compiled:bool=False, stats:dict|None=None,
+    stepping:Stepping|None=None,
 ) -> Tensor:
     """`asymmetric_loss_multi_label(F.linear(hidden, weight, bias), target, ...)`; the logits are never whole in memory.
 
@@ -413,6 +558,8 @@ def linear_asymmetric_loss(
         The loss of tiles with many active entries by `torch.compile`, which takes its time at the first call.
     stats
         Filled with shares of the entries: active; in tiles skipped, sparse, columns, dense.
+    stepping
+        None, or that of a head that steps in backward, with its weight and bias detached.
 
     Returns
     -------
@@ -431,19 +578,20 @@ def linear_asymmetric_loss(
         class_weight=class_weight, pos_weight=pos_weight)
     settings = _checked_settings(logits, given, disable_torch_grad_focal_loss)
     return _in_tiles(hidden, weight, bias, target, settings, ignore_index, reduction, target_kind, sparse_grad, budget,
-        compiled, stats)
+        compiled, stats, stepping)
 
 # %% ../nbs/04_linear.ipynb #848dc8b8
 @not_compiled
 def linear_loss(
     hidden:Tensor, weight:Tensor, bias:Tensor|None, target:Tensor, loss:MultiLabelLoss, *, target_kind:str|None=None,
     sparse_grad:bool=False, budget:int=BUDGET, compiled:bool=False, stats:dict|None=None,
+    stepping:Stepping|None=None,
 ) -> Tensor:
     """`loss(F.linear(hidden, weight, bias), target)` of any loss of many labels; logits are never whole in memory.
 
     Parameters
     ----------
-    hidden, weight, bias, target, target_kind, sparse_grad, budget, compiled, stats
+    hidden, weight, bias, target, target_kind, sparse_grad, budget, compiled, stats, stepping
         As in `linear_asymmetric_loss`.
     loss
         An `AsymmetricLossMultiLabel`, or another of the family. Its classes are in the last dimension.
@@ -467,7 +615,7 @@ def linear_loss(
     logits = stand_in_logits(hidden, weight, bias)
     settings = loss.checked(logits, logits.dtype)
     return _in_tiles(hidden, weight, bias, target, settings, loss.ignore_index, loss.reduction, target_kind,
-        sparse_grad, budget, compiled, stats)
+        sparse_grad, budget, compiled, stats, stepping)
 
 # %% ../nbs/04_linear.ipynb #671d2940
 Meaning = Mapping[str, Any]|MultiLabelLoss        # what scores mean: settings of `posterior`, or another loss
@@ -554,6 +702,16 @@ def _other_loss(loss:MultiLabelLoss, asymmetric:AsymmetricLossMultiLabel) -> Mul
         raise ValueError(f'{name}: given beside another loss, which has its settings itself')
     return loss
 
+# %% ../nbs/04_linear.ipynb #7af8a894
+def parts_of_head(head:'LinearAsymmetricLoss') -> tuple[Tensor, Tensor|None, Stepping|None]:
+    "Weight and bias of a head; if it steps in backward, those of this process, detached, and what takes the steps"
+    if head.stepping is None or not torch.is_grad_enabled(): return head.weight, head.bias, None
+    parameters = dict(weight=head.weight, bias=head.bias)
+    head.stepping.check_forward(parameters)
+    weight, bias = head.stepping.head(parameters)
+    assert weight is not None
+    return weight, bias, head.stepping
+
 # %% ../nbs/04_linear.ipynb #e913ca0b
 class LinearAsymmetricLoss(nn.Module):
     """A classifier's last layer together with its loss: `linear_asymmetric_loss` as a module.
@@ -590,18 +748,56 @@ class LinearAsymmetricLoss(nn.Module):
         self.sparse_grad = sparse_grad
         self.budget = budget
         self.compiled = compiled
+        self.stepping:Stepping|None = None
         asymmetric = AsymmetricLossMultiLabel(gamma_neg, gamma_pos, clip, eps, disable_torch_grad_focal_loss, smoothing,
             reduction, class_weight, pos_weight, ignore_index, thresh=thresh, kept=kept)
         self.loss:Any = asymmetric if loss is None else _other_loss(loss, asymmetric)
 
     def forward(self, hidden:Tensor, target:Tensor, stats:dict|None=None) -> Tensor:
         "The loss, a scalar, of what the head sees, (..., D), and a target of any kind as in `linear_asymmetric_loss`."
+        weight, bias, stepping = parts_of_head(self)
         if not isinstance(self.loss, AsymmetricLossMultiLabel):
-            return linear_loss(hidden, self.weight, self.bias, target, self.loss, target_kind=self.target_kind,
-                sparse_grad=self.sparse_grad, budget=self.budget, compiled=self.compiled, stats=stats)
+            return linear_loss(hidden, weight, bias, target, self.loss, target_kind=self.target_kind,
+                sparse_grad=self.sparse_grad, budget=self.budget, compiled=self.compiled, stats=stats,
+                stepping=stepping)
         given = head_settings(self.loss)
-        return linear_asymmetric_loss(hidden, self.weight, self.bias, target, **given, target_kind=self.target_kind,
-            sparse_grad=self.sparse_grad, budget=self.budget, compiled=self.compiled, stats=stats)
+        return linear_asymmetric_loss(hidden, weight, bias, target, **given, target_kind=self.target_kind,
+            sparse_grad=self.sparse_grad, budget=self.budget, compiled=self.compiled, stats=stats, stepping=stepping)
+
+    def step_in_backward(self, optimizer:torch.optim.Optimizer|None, *, state_dtype:torch.dtype|None=None,
+            rounding:str='kahan', lazy:bool=False, seed:int=0):
+        """Let backward take the optimizer's step for this head, a tile at a time: the weight has no gradient then.
+
+        The training loop stays as it is: `loss.backward()`, then `optimizer.step()`, which moves everything else.
+
+        Parameters
+        ----------
+        optimizer
+            An SGD, Adam, AdamW or Adagrad of `torch.optim` that has this head's parameters, and others or none. Its
+            numbers, schedules and checkpoints are used as they are. None: back to gradients.
+        state_dtype
+            Of the optimizer's states of this head; None: float32, or what the parameters have if that is more.
+        rounding
+            Of a bfloat16 weight: 'kahan' keeps what is lost in a second bfloat16 beside it; 'stochastic' rounds up or
+            down at random and needs no memory, but scatters.
+        lazy
+            Leave classes without an active entry as they are, as `torch.optim.SparseAdam` does. For SGD without
+            momentum and Adagrad, without weight decay, nothing else would happen anyway.
+        seed
+            Of stochastic rounding; each step has random numbers of its own.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For an optimizer, a head or an option that this cannot be done with.
+        """
+        check_whole('seed', seed, 'a whole number from 0', 0)
+        if self.sparse_grad: raise ValueError('sparse_grad: got True, needs False: there is no gradient; see lazy=')
+        if self.stepping is not None: self.stepping.remove()
+        self.stepping = None
+        if optimizer is not None:
+            parameters = dict(weight=self.weight, bias=self.bias)
+            self.stepping = Stepping(optimizer, parameters, state_dtype, rounding, lazy, seed)
 
     def predict_topk(self, hidden:Tensor, k:int) -> tuple[Tensor, Tensor]:
         """The k most probable classes, without the logits whole in memory.

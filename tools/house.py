@@ -17,6 +17,7 @@ MAY = {     # who may import whom; what stands further down may import what its 
     'ops.single_label': ['ops.torch_private', 'ops.checks', 'ops.reference', 'ops.common'],
     'ops.gpu': ['ops.torch_private', 'ops.checks', 'ops.reference', 'ops.common'],
     'ops.tiles': ['ops.torch_private', 'ops.checks', 'ops.reference', 'ops.common', 'ops.multi_label', 'ops.gpu'],
+    'ops.step': ['ops.torch_private', 'ops.checks'],
     'ops.elementwise': ['ops.torch_private', 'ops.checks', 'ops.reference', 'ops.common', 'ops.multi_label'],
     'ops.dispatch': ['ops.*'],
     'functional': ['ops.checks', 'ops.dispatch'],

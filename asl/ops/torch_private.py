@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/21_ops.torch_private.ipynb #49170174
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +54,15 @@ def backward_keeps_graph() -> bool:
 def is_batched_gradient(gradient:Tensor) -> bool:
     "In a backward: whether many gradients come at once (is_grads_batched)"
     return _is_batched is not None and _is_batched(gradient)
+
+# %% ../../nbs/21_ops.torch_private.ipynb #9ff6fff2
+_will_run = getattr(torch._C, '_will_engine_execute_node', None)
+
+def will_run(node:Any) -> bool:
+    "In a backward: whether it comes to this node; raises for a leaf whose gradient torch.autograd.grad is to return"
+    if _will_run is None: raise NotImplementedError(f'step_in_backward: PyTorch {torch.__version__} does not say what '
+        'a backward is asked for, needs another version')
+    return _will_run(node)
 
 # %% ../../nbs/21_ops.torch_private.ipynb #83a3085f
 def assert_on_device(condition:Tensor, message:str) -> None:
