@@ -80,3 +80,23 @@ def test_what_a_reader_can_do_without_is_folded_and_called_by_name(convert):
 def test_short_examples_stay_open(convert):
     assert folded(convert, 'loss(x, y)') is None and folded(convert, 'assert loss(x, y) > 0') is None
     assert folded(convert, 'plot(x)', picture=True) is None
+
+def headings(page):
+    "The headings of a notebook, in lower case"
+    import json
+    cells = json.loads((root/'nbs'/page).read_text(encoding='utf-8'))['cells']
+    text = '\n'.join(''.join(cell['source']) for cell in cells if cell['cell_type'] == 'markdown')
+    return [line.lstrip('# ').lower() for line in text.splitlines() if line.startswith('#')]
+
+def test_the_glossary_has_each_word_in_order():
+    words = headings('18a_glossary.ipynb')[1:-2]
+    assert words == sorted(words)
+    assert {'score', 'logit', 'prior', 'posterior', 'link', 'margin', 'easy and hard', 'active', 'pull', 'detached',
+        'map', 'of1', 'cf1', 'ece', 'reliability diagram', 'micro and macro', 'class imbalance', 'long-tailed',
+        'missing labels', 'threshold', 'pos_weight', 'nan', 'citation'} <= {*words}
+
+def test_the_print_style_of_the_cheat_sheet_finds_its_headings(convert):
+    style = (root/'docs/static/site.css').read_text(encoding='utf-8')
+    slugs = [convert.slug(title).replace(':', '') for title in headings('18b_cheat_sheet.ipynb')]
+    assert f'#{slugs[0]} {{ zoom' in style and '#the-sheet-tested { break-before: page }' in style
+    assert 'the-sheet-tested' in slugs
