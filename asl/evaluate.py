@@ -18,7 +18,6 @@ def evaluate(options:EvaluateOptions)->dict: # Scores, a record for each class, 
     --------
     asl_evaluate runs/asl-0
     asl_evaluate runs/asl-0 test.csv --images photos --out classes.csv
-    asl_evaluate runs/asl-0 test.csv --images photos --decide f1
     """
     with importing(): from asl.training.evaluation import run_evaluation     # brings PyTorch, which -h does without
     return run_evaluation(options)
