@@ -22,7 +22,7 @@ from .ops.checks import at_least_float32, check_arguments, check_setting, check_
 from .ops.common import AnySettings, Settings, needs_double_backward, of_classes, per_class
 from .ops.reference import infinite_again
 from .ops.tiles import (MOST_ACTIVE_COMPILED, MOST_ACTIVE_IN_TILE, SEARCH_GROUP, DenseLabels, ListedLabels,
-    LossOptions, Tile, Tiling, active_entries, slices, tile_loss, tile_products)
+    LossOptions, Tile, Tiling, active_entries, by_kernels, slices, tile_loss, tile_products)
 from asl.ops.torch_private import (backward_keeps_graph, functorch_active, is_batched_gradient, not_compiled,
     stored_entries)
 from .posterior import LINK_SETTINGS, posterior
@@ -30,12 +30,15 @@ from .posterior import LINK_SETTINGS, posterior
 # %% ../nbs/04_linear.ipynb #a62c8cf7
 BUDGET = 24*2**20                      # bytes that a tile may take, with what is computed from it
 BYTES_OF_ENTRY = 16                    # of a tile's entry: its logit, later its gradient, and what a search writes
+BYTES_BY_KERNELS = 8                   # of an entry on a GPU: its logit, later its gradient, and a label
+BYTES_WITHOUT = 64                     # of an entry there, for a loss without kernels: its temporaries
 MOST_ROWS = 512                        # of a tile: enough to pay for reading a block of the weight
 
-def _tiling(rows:int, features:int, dtype:torch.dtype, budget:int) -> Tiling:
-    "The largest tile within a budget of bytes, for a batch of so many rows and features"
-    rows = max(1, min(rows, MOST_ROWS, budget//(SEARCH_GROUP*BYTES_OF_ENTRY)))
-    bytes_of_class = rows*BYTES_OF_ENTRY + 2*features*dtype.itemsize
+def _tiling(rows:int, features:int, dtype:torch.dtype, budget:int, of_entry:int=BYTES_OF_ENTRY,
+        copies:int=2) -> Tiling:
+    "The largest tile within a budget of bytes; of a class it has so many copies, its weight's and its gradient's"
+    rows = max(1, min(rows, MOST_ROWS, budget//(SEARCH_GROUP*of_entry)))
+    bytes_of_class = rows*of_entry + copies*features*dtype.itemsize
     groups = budget//bytes_of_class//SEARCH_GROUP
     return Tiling(rows, max(groups*SEARCH_GROUP, SEARCH_GROUP))
 
@@ -339,6 +342,15 @@ def _divided_settings(settings:AnySettings, reduction:str, labels:ListedLabels|D
     return settings._replace(weight=settings.weight/max(count, 1)), 0. if count else math.nan
 
 # %% ../nbs/04_linear.ipynb #6c2cb59f
+def _tiling_of_loss(logits:Tensor, weight:Tensor, settings:AnySettings, budget:int) -> Tiling:
+    "The largest tile of a loss: on a CPU it is computed in blocks; on a GPU by kernels, or whole"
+    rows = logits.shape[:-1].numel()
+    features = weight.shape[1]
+    if not logits.is_cuda: return _tiling(rows, features, logits.dtype, budget)
+    of_entry = BYTES_BY_KERNELS if by_kernels(logits, settings) else BYTES_WITHOUT
+    copies = 0 if weight.dtype == logits.dtype else 2
+    return _tiling(rows, features, logits.dtype, budget, of_entry, copies)
+
 def _in_tiles(hidden:Tensor, weight:Tensor, bias:Tensor|None, target:Tensor, settings:AnySettings, ignore_index:int,
         reduction:str, target_kind:str|None, sparse_grad:bool, budget:int, compiled:bool, stats:dict|None) -> Tensor:
     "The loss of a head with these settings, checked; all else as `linear_asymmetric_loss` takes it"
@@ -347,7 +359,7 @@ def _in_tiles(hidden:Tensor, weight:Tensor, bias:Tensor|None, target:Tensor, set
     rows = logits.shape[:-1].numel()
     kind = check_target(logits, target, target_kind, reduction, ignore_index)
     check_budget(budget)
-    tiling = _tiling(rows, hidden.shape[-1], logits.dtype, budget)
+    tiling = _tiling_of_loss(logits, weight, settings, budget)
     labels = _labels_of_tiles(target, kind, logits, ignore_index, tiling)
     settings, start = _divided_settings(settings, reduction, labels, rows, logits.dtype)
 

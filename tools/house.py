@@ -16,7 +16,7 @@ MAY = {     # who may import whom; what stands further down may import what its 
     'ops.multi_label': ['ops.torch_private', 'ops.checks', 'ops.reference', 'ops.common'],
     'ops.single_label': ['ops.torch_private', 'ops.checks', 'ops.reference', 'ops.common'],
     'ops.gpu': ['ops.torch_private', 'ops.checks', 'ops.reference', 'ops.common'],
-    'ops.tiles': ['ops.torch_private', 'ops.checks', 'ops.reference', 'ops.common', 'ops.multi_label'],
+    'ops.tiles': ['ops.torch_private', 'ops.checks', 'ops.reference', 'ops.common', 'ops.multi_label', 'ops.gpu'],
     'ops.elementwise': ['ops.torch_private', 'ops.checks', 'ops.reference', 'ops.common', 'ops.multi_label'],
     'ops.dispatch': ['ops.*'],
     'functional': ['ops.checks', 'ops.dispatch'],

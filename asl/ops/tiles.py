@@ -290,13 +290,13 @@ def _all_but_listed(logits, listed, options):
     return total
 
 # %% ../../nbs/27_ops.tiles.ipynb #db2106f5
-def _by_kernels(logits, options):
+def by_kernels(logits:Tensor, settings:AnySettings) -> bool:
     "Whether Triton's kernels compute a tile: of the asymmetric loss alone"
-    return kernels_take(logits) and isinstance(options.settings, Settings)
+    return kernels_take(logits) and isinstance(settings, Settings)
 
 def _in_place(logits, target, options):
     "Loss of all entries, summed; the gradient takes the place of the logits"
-    if not _by_kernels(logits, options): return _all_entries(logits, target, options)
+    if not by_kernels(logits, options.settings): return _all_entries(logits, target, options)
     from asl.ops.gpu import replaced_by_gradient                 # here, because triton is not installed everywhere
     return replaced_by_gradient(logits, target, options.settings, options.ignore_index, options.needs_grad)
 
@@ -315,7 +315,7 @@ def tile_loss(
     """
     if isinstance(labels, Tensor): return _with_target(logits, labels, active, options)
     easy = isinstance(options.settings, Settings) and not options.settings.smoothing     # is EASIEST_LOGIT that?
-    if active is None and easy and not _by_kernels(logits, options):
+    if active is None and easy and not by_kernels(logits, options.settings):
         loss = _all_but_listed(logits, labels, options)
         return loss, logits if options.needs_grad else None
     result = _with_target(logits, labels.write(logits.shape), active, options)
