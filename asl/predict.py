@@ -23,7 +23,7 @@ def predict(options:PredictOptions)->list: # For each image its file and a list 
     Examples
     --------
     asl_predict runs/asl-0 photo.jpg
-    asl_predict runs/asl-0 photos --threshold 0.5 --format csv --out labels.csv
+    asl_predict runs/asl-0 photos --decide f1 --format csv --out labels.csv
     """
     with importing(): from asl.training.predictor import run_prediction     # brings PyTorch, which -h does without
     return run_prediction(options)

@@ -14,7 +14,7 @@ from test_weights import coloured
 SMALL = dict(model='conv3', size=16, epochs=3, batch_size=16, threads=1, workers=0)
 NET = dict(model='test_resnet', weights='random', size=32)
 AIDS = dict(freeze='1', layer_decay=.8, clip_grad=.5, mixup=.2, cutmix=1., reprob=.3, channels_last=True)
-KEPT = 'metrics.jsonl', 'result.json', 'best.safetensors', 'last.safetensors'
+KEPT = 'metrics.jsonl', 'result.json', 'best.safetensors', 'last.safetensors', 'validation.safetensors'
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):

@@ -19,7 +19,7 @@ from asl.training.trainer import Trainer
 
 quick = ['labels.csv', '--images', 'img', '--model', 'conv3', '--size', '16', '--batch_size', '8', '--threads', '1']
 quick += ['--epochs', '4', '--weights', 'random']
-kept = 'metrics.jsonl', 'result.json', 'best.safetensors', 'last.safetensors'
+kept = 'metrics.jsonl', 'result.json', 'best.safetensors', 'last.safetensors', 'validation.safetensors'
 CODE = '''import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)    # a job in the background ignores it
 from asl.training.trainer import Trainer

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 colours = dict(rot=(220, 40, 40), grün=(40, 170, 40), blau=(40, 60, 220))
 quick = ['--model', 'conv3', '--size', '24', '--batch_size', '16', '--threads', '1', '--workers', '0']
-kept = 'metrics.jsonl', 'result.json', 'best.safetensors', 'last.safetensors'
+kept = 'metrics.jsonl', 'result.json', 'best.safetensors', 'last.safetensors', 'validation.safetensors'
 
 def run(command, *args, cwd, **kw):
     code = f'from asl.{command} import main; main()'

@@ -20,7 +20,8 @@ def refusal(result):
     return result.stderr
 
 files = {'settings.json', 'classes.json', 'metrics.jsonl', 'result.json', 'report.html', 'best.safetensors',
-    'last.safetensors', 'checkpoint.safetensors', 'loss.png', 'map.png', 'ap.png', 'reliability.png'}
+    'last.safetensors', 'validation.safetensors', 'checkpoint.safetensors', 'loss.png', 'map.png', 'ap.png',
+    'reliability.png'}
 
 def test_leaves_a_run_folder_and_never_overwrites_it(tmp_path, monkeypatch):
     first = run('--epochs', 2, cwd=tmp_path)
@@ -41,7 +42,8 @@ def test_leaves_a_run_folder_and_never_overwrites_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main(['--epochs', '2'])                      # in another process, after other work
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
-    for name in ('metrics.jsonl', 'result.json', 'best.safetensors', 'last.safetensors'):   # same seed, to the last bit
+    kept = 'metrics.jsonl', 'result.json', 'best.safetensors', 'last.safetensors', 'validation.safetensors'
+    for name in kept:                            # same seed, to the last bit
         assert (tmp_path/'runs'/'asl-1'/name).read_bytes() == before[name]
 
 @pytest.mark.parametrize('loss', ['bce', 'focal', 'timm_asl'])

@@ -57,6 +57,8 @@ def _describe(proto, metadata, precision):
     config = metadata['config']
     about = dict(classes=json.dumps(metadata['classes'], ensure_ascii=False), input='RGB from 0 to 1',
         size=config['size'], resize='squash', interpolation=config['interpolation'], precision=precision)
+    if 'decide' in metadata:
+        about |= dict(decide=metadata['decide'], thresholds=json.dumps(metadata['thresholds']))
     for key, value in about.items(): proto.metadata_props.add(key=key, value=str(value))
 
 # %% ../../nbs/39a_training.deployment.ipynb #73d5c50a

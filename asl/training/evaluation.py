@@ -24,6 +24,7 @@ from .pipeline import names_in_split, validation_of
 from .predictor import Predictor, check_new_file, check_there, readable_parts
 from .score import confused, evaluation, evaluation_single
 from .table import a_few, csv_text, names_in, table_of
+from .thresholds import asked_rule, decider, measure_of, what_they_bring
 
 # %% ../../nbs/40a_training.evaluation.ipynb #8b8862ed
 def _say(line):
@@ -139,7 +140,7 @@ def _evaluated(predictor, logits, targets, threshold):
     records = []
     for c, name in enumerate(classes):
         record = dict(name=name) | {measure: _shown(measure, values[c].item()) for measure, values in table.items()}
-        if not predictor.single: record['threshold'] = threshold
+        if not predictor.single: record['threshold'] = threshold[c].item() if torch.is_tensor(threshold) else threshold
         records.append(record)
     found:dict[str, Any] = dict(scores={name: _number(value) for name, value in scores.items()}, classes=records)
     if predictor.single:
@@ -154,6 +155,30 @@ def _number(value):
 def _shown(measure, value):
     "A value of the table of classes, in percent where it is a share"
     return _number(value if measure in ('positives', 'known', 'Brier') else 100*value)
+
+# %% ../../nbs/40a_training.evaluation.ipynb #0ca01524
+def _decides(predictor, options):
+    "How the run decides; None where nobody asked"
+    return None if options.decide is None else decider(options.decide, options.run, predictor.metadata)
+
+def _brings(at, options, predictor, logits, targets):
+    "What a rule's thresholds bring on these images, as the JSON has it"
+    own = not (options.labels or options.images)
+    rows = what_they_bring(at, options.decide, predictor.loss.posterior(logits), targets, same=own)
+    return dict(rule=options.decide, said=at.said, measure=measure_of(at.rule), thresholds=rows)
+
+def _decide_lines(brings):
+    "A line for each kind of thresholds"
+    if not brings: return []
+    names = 'lowest', 'median', 'highest'
+    word = brings['measure'] + ('' if brings['measure'] == 'cost' else ' %')
+    lines = [f"{'thresholds':12}{''.join(f'{name:>9}' for name in names)}  {word:>11}"]
+    for row in brings['thresholds']:
+        cells = ''.join(f'{row[name]:>9.3f}' if name in row else f"{'':9}" for name in names)
+        value = '-' if row['value'] is None else f"{row['value']:.{4 if brings['measure'] == 'cost' else 1}f}"
+        lines.append(f"{row['name']:12}{cells}  {value:>11}")
+    if len(lines) > 3: lines.append('chosen on these images; held out: chosen on one half of them, judged on the other')
+    return ['', brings['said'], *lines]
 
 # %% ../../nbs/40a_training.evaluation.ipynb #4f86bc1f
 MOST_CLASSES = 40     # that a terminal shows; of more, those of the lowest AP
@@ -171,9 +196,11 @@ def _cell(name, value):
 def _as_text(found):
     "What the terminal shows"
     at = '' if found['threshold'] is None else f"; decisions from a probability of {found['threshold']:g} on"
+    brings = _decide_lines(found.get('decide'))
+    confused = _confused_lines(found.get('confused'))
     lines = [f"{found['data']}: {found['images']} images, {len(found['classes'])} classes{at}", '', f"{'':20}     %"]
     for name, value in found['scores'].items(): lines.append(f'{WORDS[name]:20}{_cell(name, value):>6}')
-    return '\n'.join([*lines, '', *_class_lines(found['classes']), *_confused_lines(found.get('confused'))]) + '\n'
+    return '\n'.join([*lines, *brings, '', *_class_lines(found['classes']), *confused]) + '\n'
 
 def _class_lines(records):
     "A line for each class, or for the worst of many"
@@ -209,23 +236,29 @@ def _as_csv(found):
 # %% ../../nbs/40a_training.evaluation.ipynb #300a4799
 def run_evaluation(
     options:EvaluateOptions,
-)->dict: # What --json writes: run, data, images, threshold, scores, classes, confused
+)->dict: # What --json writes: run, data, images, threshold, scores, classes, confused, decide
     "Evaluate with these options"
     need('timm', 'PIL', 'safetensors')
     _check_options(options)
     predictor = Predictor(options.run, device=options.device, batch_size=options.batch_size, workers=options.workers,
         last=options.last)
+    at = _decides(predictor, options)
     data, name = _read(options, predictor)
     if not (options.skip_bad or isinstance(data, Collages)): check_there(data)
     _say_if_trained_on(options.run, data)
     logits, targets = _scores(predictor, data, options.skip_bad)
-    threshold = None if predictor.single else options.threshold
-    found = dict(run=str(options.run), data=name, images=len(targets), threshold=threshold)
-    found |= _evaluated(predictor, logits, targets, threshold)
+    threshold = None if predictor.single or at else options.threshold
+    found:dict[str, Any] = dict(run=str(options.run), data=name, images=len(targets), threshold=threshold)
+    found |= _evaluated(predictor, logits, targets, at.thresholds if at else threshold)
+    if at: found['decide'] = _brings(at, options, predictor, logits, targets)
+    _write(found, options)
+    return found
+
+def _write(found, options):
+    "To the terminal, and to the files that were asked for"
     sys.stdout.write(_as_text(found))
     if options.out: write(options.out, _as_csv(found))
     if options.json: write_json(options.json, found)
-    return found
 
 def _check_options(options):
     "Refuse what cannot work, before anything is read"
@@ -233,8 +266,18 @@ def _check_options(options):
     needs('threshold', lambda v: 0 <= v <= 1, 'a probability, 0 to 1')
     needs('batch_size', lambda v: v >= 1, '1 or more')
     needs('workers', lambda v: v >= 0, '0 or more')
+    if options.decide is not None: _check_decide(options)
     for name in ('out', 'json'): check_new_file(f'--{name}', getattr(options, name), options.force)
     for name in ('files', 'label_column', 'label_columns', 'ignore_columns', 'no_header', 'separator', 'suffix'):
         if getattr(options, name) in (None, False): continue
         if not options.labels: raise Refused(f'--{name}: is about a CSV; give one as well')
         if is_coco(options.labels): raise Refused(f'--{name}: {options.labels} is COCO, and has no columns')
+
+def _check_decide(options):
+    "Refuse a rule that nothing can be compared by"
+    rule = asked_rule(options.decide)
+    if rule.kind in ('probability', 'top'):
+        raise Refused(f'--decide {options.decide}: has no measure; f1, recall, precision and cost do, '
+                      'and --threshold judges one probability')
+    if options.threshold != EvaluateOptions.threshold:
+        raise Refused(f'--threshold: --decide {options.decide} chooses thresholds; leave one of them out')

@@ -290,6 +290,7 @@ class _OfAnswer:
     "Labels"
     top:int|None=None                 # Labels to show of each image at most (5; with --threshold all)
     threshold:float|None=None         # Show labels from this probability on, 0 to 1
+    decide:str|None=None              # Show labels by f1, recall=.9, precision=.9, cost=5, probability=.5 or top=3
     format:Literal['table', 'json', 'csv']='table'  # How they are written
     wide:bool=False                   # CSV with a column for each class, a row for each image
     out:str|Path|None=None            # Write to this file, not to the terminal
@@ -334,6 +335,7 @@ class _OfLabelledImages:
 class _OfScores:
     "Scores"
     threshold:float=.5                # Decide for a label from this probability on; of no use with one label an image
+    decide:str|None=None              # Decide by f1, recall=.9, precision=.9 or cost=5, and compare that with .5
     last:bool=False                   # The last epoch's model, not the best one
     out:str|Path|None=None            # Write a row for each class to this CSV
     json:str|Path|None=None           # Write everything to this JSON file

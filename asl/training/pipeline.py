@@ -34,6 +34,7 @@ from .folder import (FORMAT, Damaged, RunFolder, check_new_run, fingerprint, hol
 from .score import decided, score, score_single
 from .table import csv_text
 from .targets import Targets, targets_of_table
+from .thresholds import VALIDATION, rows_to_keep, save_validation
 from .trainer import Adapting, Interrupted, Mixed, Trainer, first_batch, fit, try_steps
 from .weights import find_weights
 
@@ -480,11 +481,16 @@ def divergence(training:Training)->str: # Empty if there is nothing to say
 def _finish(training):
     "Scores, plots and the report, of the averaged model as it is"
     valid = training.valid
-    classes = training.metadata['classes']
-    records = training.records
     logits = training.trainer.logits(valid, training.options.batch_size)     # by all processes
     targets = valid.targets[:].cpu()
-    if not training.main: return
+    if training.main: _judge(training, logits, targets)
+    _keep_validation(training, logits, targets)
+
+def _judge(training, logits, targets):
+    "Write scores, plots and the report"
+    valid = training.valid
+    classes = training.metadata['classes']
+    records = training.records
     single = targets.ndim == 1
     judge = score_single if single else score
     _, ap = judge(logits, targets, training.posterior)
@@ -498,6 +504,32 @@ def _finish(training):
     write_report(training.run, training.run.name, _shown_settings(training), outcome, valid.picture, valid.names,
         _notes(training, result), _first_pictures(training))
     keep_previous(training.run/CHECKPOINT).unlink(missing_ok=True)      # the run has ended
+
+# %% ../../nbs/39_training.pipeline.ipynb #cb4a5dd3
+def _keep_validation(training, logits, targets):
+    "Keep what is said of the validation images, for decisions: by the last epoch, logits (n, C), and by the best one"
+    if training.metadata['single']: return          # decides for the most probable label
+    records = training.records
+    rows = rows_to_keep(len(targets), targets.shape[1], training.options.seed)
+    said = {len(records): _probabilities(training, training.reached(), logits[rows])}
+    best = best_epoch(records)
+    if best not in said: said[best] = _probabilities(training, *_said_by_best(training, rows))
+    if not training.main: return
+    if len(rows) < len(targets):
+        print(f'{VALIDATION} keeps {len(rows)} of {len(targets)} validation images, drawn by --seed, for --decide')
+    save_validation(training.run, targets[rows], said)
+
+def _said_by_best(training, rows):
+    "Settings of the loss in the best epoch, and logits (m, C) of its model, which stays; by all processes"
+    trainer = training.trainer
+    path = training.run/'best.safetensors'
+    weights, metadata = _in_main_process(trainer.accelerator, load_tensors, path)
+    trainer.ema.module.load_state_dict(weights)
+    return metadata['settings'], trainer.logits(training.valid, training.options.batch_size)[rows]
+
+def _probabilities(training, settings, logits):
+    "What predictions say with these settings of the loss"
+    return meaning(training.options.loss, training.metadata['single'], **settings).posterior(logits)
 
 # %% ../../nbs/39_training.pipeline.ipynb #3941bff0
 def _result(records, classes, ap, diverged):

@@ -29,6 +29,7 @@ from .pipeline import validation_of
 from .score import class_table
 from .stored import Stored
 from .table import column_of, csv_text, read_table
+from .thresholds import asked_rule, decider
 
 # %% ../../nbs/40_training.predictor.ipynb #8e5104b4
 def load_run(
@@ -240,9 +241,9 @@ def last_inputs(net, x):
     return network.forward_head(network.forward_features(x), pre_logits=True)
 
 def _chosen(p, classes, top, threshold):
-    "The labels to show of one picture with their probabilities, the most probable first; p (C,)"
+    "The labels to show of one picture with their probabilities, the most probable first; p, threshold (C,)"
     order = p.argsort(descending=True, stable=True)
-    if threshold is not None: order = order[p[order] >= threshold]
+    if threshold is not None: order = order[(p >= threshold)[order]]
     return [(classes[c], p[c].item()) for c in order[:top].tolist()]
 
 # %% ../../nbs/40_training.predictor.ipynb #3eb83111
@@ -311,6 +312,13 @@ def _as_wide_csv(rows, classes, width):   # noqa: ARG001
     yield csv_text([('file', *classes)])
     for row in rows: yield csv_text([(row.file, *(f'{p:.6g}' for p in row.p.tolist()))])
 
+def _as_decisions(rows, classes, width):  # noqa: ARG001
+    "A row for each image with 1 for each class that is decided for, 0 for the others"
+    yield csv_text([('file', *classes)])
+    for row in rows:
+        taken = dict(row.labels)
+        yield csv_text([(row.file, *(int(name in taken) for name in classes))])
+
 FORMATS = dict(table=_as_table, json=_as_json, csv=_as_csv)
 
 # %% ../../nbs/40_training.predictor.ipynb #fb7f686b
@@ -350,15 +358,28 @@ def _written_rows(options):
     predictor = Predictor(options.run, device=options.device, batch_size=options.batch_size, workers=options.workers,
         last=options.last)
     data = _asked(options)
-    if options.onnx: _deploy(predictor, options)
+    at = _decider(predictor, options)
+    if options.onnx: _deploy(predictor, options, at)
     if not data.files: return
-    as_text = _as_wide_csv if options.wide else FORMATS[options.format]
     passed = []
+    as_text = _form(options)
     with _output(options.out) as out:
-        for text in as_text(_noted(_rows(predictor, data, options), passed), predictor.classes, _width(data)):
+        for text in as_text(_noted(_rows(predictor, data, options, at), passed), predictor.classes, _width(data)):
             out.write(text)
             yield from passed
             passed.clear()
+
+def _decider(predictor, options):
+    "How to decide, which is said; None where nobody asked"
+    if options.decide is None: return None
+    at = decider(options.decide, options.run, predictor.metadata)
+    _say(at.said)
+    return at
+
+def _form(options):
+    "What makes text of rows"
+    if not options.wide: return FORMATS[options.format]
+    return _as_wide_csv if options.decide is None else _as_decisions
 
 def _noted(rows, passed):
     "Rows, each noted as it passes"
@@ -383,12 +404,14 @@ def _asked(options):
     if not options.skip_bad: check_there(data)
     return data
 
-def _rows(predictor, data, options):
+def _rows(predictor, data, options, at):
     "The row of each image"
     top = options.top or (5 if options.threshold is None else None)
+    threshold = options.threshold
+    if at is not None: top, threshold = at.top, at.thresholds
     for good, x in readable_parts(predictor.batches(data.files), data, options.skip_bad, _say):
         for i, p in zip(good, predictor.probabilities(x)):
-            yield _Row(str(data.files[i]), _chosen(p, predictor.classes, top, options.threshold), p)
+            yield _Row(str(data.files[i]), _chosen(p, predictor.classes, top, threshold), p)
 
 def readable_parts(batches, data, skip_bad, say):
     "Of `read_ahead` the indices and pictures; an image that cannot be read is refused, or left out and said at the end"
@@ -411,6 +434,7 @@ def _check_options(options):
     needs('threshold', lambda v: 0 <= v <= 1, 'a probability, 0 to 1')
     needs('batch_size', lambda v: v >= 1, '1 or more')
     needs('workers', lambda v: v >= 0, '0 or more')
+    if options.decide is not None: asked_rule(options.decide)
     _check_meant(options)
     for name in ('out', 'onnx'): check_new_file(f'--{name}', getattr(options, name), options.force)
     if options.onnx: need('onnx', 'onnxscript', 'onnxruntime', extra='onnx')
@@ -421,6 +445,8 @@ def _check_meant(options):
     if options.out and not options.paths: raise Refused('--out: nothing to write there; give images, a folder or a CSV')
     if options.wide and options.format == 'json': raise Refused('--wide: is a form of CSV; leave --format out')
     for name in ('top', 'threshold'):
+        if options.decide is not None and getattr(options, name) is not None:
+            raise Refused(f'--{name}: --decide {options.decide} says which labels are shown; leave one of them out')
         if options.wide and getattr(options, name) is not None:
             raise Refused(f'--{name}: with --wide every class has its column')
     if options.onnx_precision != 'fp32' and not options.onnx:
@@ -446,9 +472,10 @@ def check_new_file(
 CALIBRATION = 100     # pictures that find the limits of 8 bits; more change little
 MEASURED = 400        # pictures by which a file is judged
 
-def _deploy(predictor, options):
-    "Write the ONNX file; with fewer bits, measure it and say what it costs"
-    write_as = partial(write_onnx, options.onnx, predictor.net, predictor.loss, predictor.metadata)
+def _deploy(predictor, options, at):
+    "Write the ONNX file, with how to decide; with fewer bits, measure it and say what it costs"
+    decides = {} if at is None else dict(decide=options.decide, thresholds=at.thresholds.tolist())
+    write_as = partial(write_onnx, options.onnx, predictor.net, predictor.loss, predictor.metadata | decides)
     if options.onnx_precision == 'fp32':
         write_as()
         return
