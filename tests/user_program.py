@@ -4,6 +4,7 @@ import torch
 from asl import (AdaptiveGamma, AsymmetricLossMultiLabel, AsymmetricLossSingleLabel, LinearAsymmetricLoss, Posterior,
     class_prior, init_prior_, label_frequency, posterior, prior_logit, threshold)
 
+torch.manual_seed(0)                               # every class has a label
 images, labels = torch.rand(32, 16), (torch.rand(32, 10) < .2).float()
 loss = AsymmetricLossMultiLabel(gamma_neg=4, gamma_pos=1, clip=.05, pos_weight=torch.ones(10))
 model = torch.nn.Sequential(torch.nn.Linear(16, 10))
