@@ -293,7 +293,9 @@ class AsymmetricPolynomialLoss(FamilyLoss):
             disable_torch_grad_focal_loss=disable_torch_grad_focal_loss)
         super().__init__(**common)
 
-    def positive(self, at): return polynomial_side(at, self.gamma_pos, self.epsilon_1, self.epsilon_2)
+    def positive(self, at):
+        detach = self.disable_torch_grad_focal_loss
+        return polynomial_side(at, self.gamma_pos, self.epsilon_1, self.epsilon_2, detach)
 
     def negative(self, at):
         return asymmetric_side(at, self.gamma_neg, self.clip, self.disable_torch_grad_focal_loss)

@@ -204,12 +204,13 @@ def poly_side(at:Sides, epsilon:float) -> tuple[Tensor, Tensor]:
     if epsilon >= 0: return at.minus_log_p + epsilon*at.q, pull
     return beyond_linear(at) + (1+epsilon)*at.q, pull
 
-def polynomial_side(at:Sides, gamma:float, first:float, second:float) -> tuple[Tensor, Tensor]:
+def polynomial_side(at:Sides, gamma:float, first:float, second:float, detach:bool) -> tuple[Tensor, Tensor]:
     "q**gamma*(-log p - first*q - second/2*q**2)"
     loss = beyond_linear(at) + at.q*(1-first - second/2*at.q)
     pull = at.q*(at.q + at.p*(1-first - second*at.q))
     if gamma == 0: return loss, pull
     focus = at.q_to(gamma)
+    if detach: return focus.detach()*loss, focus*pull
     return focus*loss, focus*(pull + gamma*at.p*loss)
 
 # %% ../../nbs/24a_ops.elementwise.ipynb #a7fda1e7

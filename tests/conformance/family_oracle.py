@@ -49,10 +49,10 @@ APL = dict(gamma_neg=4., gamma_pos=0., clip=.05, epsilon_1=1., epsilon_2=-2.5, d
 
 def given(settings, defaults): return [{**defaults, **settings}[name] for name in defaults]
 
-def apl_pos(z, **settings):
+def apl_pos(z, fixed, **settings):
     "Huang et al. 2023: -(log p + epsilon_1 (1-p) + epsilon_2/2 (1-p)**2), times (1-p)**gamma_pos"
-    _, gamma, _, first, second, _ = given(settings, APL)
-    return -q(z)**gamma*(log(p(z)) + first*q(z) + mpf(second)/2*q(z)**2)
+    _, gamma, _, first, second, detached = given(settings, APL)
+    return -q(fixed if detached else z)**gamma*(log(p(z)) + first*q(z) + mpf(second)/2*q(z)**2)
 
 def apl_neg(z, fixed, **settings):
     "ASL's: -p_m**gamma_neg log(1-p_m) with p_m = max(p-m, 0)"
@@ -62,7 +62,7 @@ def apl_neg(z, fixed, **settings):
 
 RAL = {**APL, 'disable_torch_grad_focal_loss': False}
 
-def ral_pos(z, **settings): return apl_pos(z, **{**RAL, **settings})
+def ral_pos(z, fixed, **settings): return apl_pos(z, fixed, **{**RAL, **settings})
 
 def ral_neg(z, fixed, lam=1.5, **settings):
     "Park et al. 2023, as their code has it: APL's times Hill's, times lambda - 1 + p_m"
