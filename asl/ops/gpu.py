@@ -374,14 +374,19 @@ def _reference_gradient(reference, input, target, settings, ignore_index, reduct
         return torch.autograd.grad(loss, input, output_gradient, create_graph=True)[0]
 
 # %% ../../nbs/26_ops.gpu.ipynb #0cdf1bb6
+def _added_up(sums:Tensor, target:Tensor, ignore_index:int) -> tuple[Tensor, Tensor]:
+    "Of all programs: the loss and how many entries are known, in float64; invalid targets are complained of"
+    total, known, invalid = sums.sum(0, dtype=torch.float64)
+    if target.dtype != torch.bool:
+        assert_on_device(invalid == 0, 'target: needs '+invalid_target(ignore_index))
+    return total, known
+
 class _MultiLabel(Function):
     "The multi-label loss by kernels"
     @staticmethod
     def forward(ctx, input, target, settings, ignore_index, reduction):
         losses, sums = _multi_label_forward(input, target, settings, ignore_index, reduction == 'none')
-        total, known, invalid = sums.sum(0, dtype=torch.float64)
-        if target.dtype != torch.bool:
-            assert_on_device(invalid == 0, 'target: needs '+invalid_target(ignore_index))
+        total, known = _added_up(sums, target, ignore_index)
         count = {'mean': known, 'batchmean': input.numel()//input.shape[-1]}.get(reduction, 1)
         tensors, ctx.rest = pack(settings)
         ctx.save_for_backward(input, target, *tensors)
@@ -423,9 +428,7 @@ def replaced_by_gradient(
 ) -> Tensor: # The sum of losses, a scalar in float64
     "The multi-label loss of logits that nobody needs afterwards, without a graph"
     _, sums = _multi_label_forward(logits, target, settings, ignore_index, keep=False)
-    total, _, invalid = sums.sum(0, dtype=torch.float64)
-    if target.dtype != torch.bool:
-        assert_on_device(invalid == 0, 'target: needs '+invalid_target(ignore_index))
+    total, _ = _added_up(sums, target, ignore_index)
     if needs_grad:
         of_each = sums.new_ones(()).expand(logits.shape)
         _multi_label_backward(logits, target, settings, ignore_index, of_each, in_place=True)
