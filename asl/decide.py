@@ -121,16 +121,21 @@ def _measure(rule, hits, taken, positives):
 # %% ../nbs/14a_decide.ipynb #56d3bced
 SLACK = 1e-9                        # by which a sum of shares may miss what it is asked for
 
+class OutOfReach(ValueError):
+    "No threshold reaches what a rule asks for: in which columns, and the most that the first of them reaches"
+    def __init__(self, rule:Rule, columns:list[int], best:float, shared:bool):
+        self.columns = columns
+        self.best = best
+        who = 'one threshold' if shared else f'class {columns[0]} (and {len(columns)-1} more)'
+        super().__init__(f'rule: got {rule.kind}={rule.value:g}, needs less: {who} reaches {best:.3g} at most')
+
 def _pick(rule, measure, p):
     "Of each column of a measure (n+1, G), the threshold that a rule asks for; p (n, G) falls"
     may_end = F.pad(p[:-1] != p[1:], (0, 0, 1, 1), value=True)       # equal ones are taken together
     if rule.kind in ('f', 'cost'): return _between(p, measure.masked_fill(~may_end, -math.inf).argmax(0))
     good = may_end & (measure >= rule.value-SLACK)
     lacking = (~good.any(0)).nonzero().flatten().tolist()
-    if lacking:
-        best = measure[:, lacking[0]].max().item()
-        who = f'class {lacking[0]} (and {len(lacking)-1} more)' if p.shape[1] > 1 else 'one threshold'
-        raise ValueError(f'rule: got {rule.kind}={rule.value:g}, needs less: {who} reaches {best:.3g} at most')
+    if lacking: raise OutOfReach(rule, lacking, measure[:, lacking[0]].max().item(), shared=p.shape[1] == 1)
     if rule.kind == 'recall': return _between(p, good.byte().argmax(0))        # the highest that reaches it
     return _between(p, len(p)-good.flip(0).byte().argmax(0))                   # the lowest
 
@@ -274,7 +279,8 @@ def choose_thresholds(
     Raises
     ------
     ValueError, TypeError
-        For invalid settings, for labels without a positive, for a precision out of reach.
+        For invalid settings, and for labels without a positive. For a precision out of reach an `OutOfReach`, which has
+        the classes (`columns`) and the most that the first of them reaches (`best`).
 
     Notes
     -----

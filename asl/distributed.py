@@ -19,14 +19,15 @@ from torch.distributed.tensor.parallel import ParallelStyle
 from torch.nn import functional as F
 
 from .functional import asymmetric_loss_multi_label
-from .linear import (BUDGET, NO_NONE, LinearAsymmetricLoss, check_budget, check_constant, check_k, check_target,
-    head_settings, is_listed, linear_asymmetric_loss, link_settings, parts_of_head, stand_in_logits,
-    topk_in_tiles)
+from .linear import (LinearAsymmetricLoss, check_k, head_settings, linear_asymmetric_loss, link_settings,
+    parts_of_head, topk_in_tiles)
 from .loss import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel
 from .ops.checks import (at_least_float32, check_arguments, check_setting, count_known, highest_precision,
     known_classes, raise_where)
 from .ops.common import of_classes, per_class
 from .ops.reference import finite_logits, infinite_part, mean_of_known, reduce_loss, softplus
+from .ops.head import BUDGET
+from .ops.head_checks import NO_NONE, check_budget, check_constant, check_target, is_listed, stand_in_logits
 from .ops.step import Stepping
 from .ops.tiles import listed_entries
 from .ops.torch_private import not_compiled, stored_entries

@@ -6,7 +6,7 @@ import pytest, torch
 from torch.testing import assert_close
 
 from asl.calibrate import calibration_error, fit_isotonic, fit_temperature
-from asl.decide import Rule, choose_thresholds, decisions, promise_recall, reached, read_rule
+from asl.decide import OutOfReach, Rule, choose_thresholds, decisions, promise_recall, reached, read_rule
 
 def drawn(n=400, C=4, seed=0):
     "Calibrated probabilities and their labels"
@@ -56,6 +56,12 @@ BAD = [
 def test_bad_input_is_one_clear_line(args, kwargs, said):
     with pytest.raises((ValueError, TypeError), match=said) as e: choose_thresholds(*args, **kwargs)
     assert '\n' not in str(e.value)
+
+def test_a_precision_out_of_reach_names_its_classes():
+    low = p.clone()
+    low[:, 1:3] = low[:, 1:3].clamp(max=.3)
+    with pytest.raises(OutOfReach) as e: choose_thresholds(low, rule='precision=.9')
+    assert e.value.columns == [1, 2] and e.value.best == pytest.approx(.3)
 
 @pytest.mark.parametrize('f', [promise_recall, fit_temperature, fit_isotonic, lambda p, y: reached(p, y, .5)])
 @pytest.mark.parametrize('target, said', [(y*0-100, 'no known label'), (y*0, 'no positive'), (y[:, :2], 'shape')])

@@ -187,6 +187,9 @@ def convert(path, plain=False):
             else:
                 figure(cell, option, path.name, *nb.cells[i+1:i+2])
                 fold(cell, option)
+                for o in cell.outputs:          # a page's links may stand in what a cell shows, too
+                    if 'text/markdown' in o.get('data', {}):
+                        o.data['text/markdown'] = markdown(''.join(o.data['text/markdown']), plain)
             if cell.cell_type == 'code' and plain:
                 if 'remove-input' in tags: cell.source = ''
                 cell.outputs = [o for o in cell.outputs if not moves(o)]

@@ -12,7 +12,8 @@ TRAINING = ['train', 'own_images::test_a_csv_trains_and_its_run_predicts',
     'own_images::test_resume_refuses_what_is_not_the_run', 'own_images::test_a_folder_per_class']    # the quick ones
 TESTS = {               # by module, or by room for all that stand in it: which files of tests/ are about it
     'ops.reference': [*LOSSES, 'posterior'], 'ops.checks': [*LOSSES, 'loss', 'posterior'], 'ops': LOSSES,
-    'ops.tiles': ['linear'], 'functional': ['functional'], 'posterior': ['posterior'], 'loss': ['loss'],
+    'ops.tiles': ['linear'], 'ops.head': ['linear', 'step'], 'ops.head_checks': ['linear'],
+    'functional': ['functional'], 'posterior': ['posterior'], 'loss': ['loss'],
     'missing': ['missing'], 'adaptive': ['adaptive'], 'jax': ['jax'], 'linear': ['linear'],
     'distributed': ['class_parallel'], 'bench': ['bench'], 'benchmark': ['bench'],
     'training.images': ['images', 'datasets', 'pictures'], 'training.targets': ['datasets'],

@@ -7,7 +7,6 @@ __all__ = ['VALIDATION', 'MOST', 'MEASURES', 'rows_to_keep', 'save_validation', 
            'what_they_bring', 'measure_of']
 
 # %% ../../nbs/37a_training.thresholds.ipynb #afc42de2
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..cli import Refused
-from ..decide import Rule, choose_thresholds, decisions, reached, read_rule
+from ..decide import OutOfReach, Rule, choose_thresholds, decisions, reached, read_rule
 from .folder import load_tensors, save_tensors
 from .score import decided
 
@@ -125,11 +124,12 @@ def spread(thresholds):
 def chosen(text, p, target, classes):
     "Thresholds (C,) for a rule; where it cannot be met, refused by the name of the class"
     try: return choose_thresholds(p, target, text)
-    except ValueError as e:
-        why = str(e).partition('needs less: ')[2].replace(' (and 0 more)', '')
-        why = re.sub(r'\bclass (\d+)', lambda found: classes[int(found[1])], why)
-        if not why: raise Refused(f'--decide {text}: {e}') from None
-        raise Refused(f'--decide {text}: on the validation images {why}; ask for less') from None
+    except OutOfReach as e:
+        first, *others = (classes[column] for column in e.columns)
+        who = f'{first} (and {len(others)} more)' if others else first
+        why = f'on the validation images {who} reaches {e.best:.3g} at most'
+        raise Refused(f'--decide {text}: {why}; ask for less') from None
+    except ValueError as e: raise Refused(f'--decide {text}: {e}') from None
 
 # %% ../../nbs/37a_training.thresholds.ipynb #648ef746
 MEASURES = dict(f='F', recall='recall', precision='precision', cost='cost')

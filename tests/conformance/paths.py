@@ -27,7 +27,7 @@ from triton import language as tl
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 import asl
-import asl.linear
+import asl.ops.head
 from asl.distributed import ClassParallel, class_parallel_loss
 from asl.ops import dispatch, multi_label, single_label, tiles
 
@@ -196,7 +196,7 @@ _indices = partial(head, convert=listed, target_kind='indices')
 PLAIN = ((dispatch, 'backend', lambda *_: 'plain'),)
 _TRITON = ((dispatch, 'backend', on_a_gpu), (InterpreterBuilder, 'cast_impl', cast_as_a_gpu))
 _TILES = ((tiles, 'kernels_take', lambda logits: logits.dtype != torch.float64),
-    (asl.linear, 'active_entries', lambda *_: None), *_TRITON[1:])
+    (asl.ops.head, 'active_entries', lambda *_: None), *_TRITON[1:])
 _SEARCH = ((multi_label, 'SEARCH_FROM', 0), (multi_label, 'MOST_ACTIVE', 2.))
 BLOCKS = ((multi_label, 'CACHE_ENTRIES', 16),)
 _multi, _single = asl.asymmetric_loss_multi_label, asl.asymmetric_loss_single_label
