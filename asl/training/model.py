@@ -228,7 +228,7 @@ def loss_settings(
     losses = LOSSES_SINGLE if single else LOSSES
     if loss not in losses:
         labels = 'one label' if single else 'several labels'
-        raise Refused(f"--loss {loss}: with {labels} an image choose one of {', '.join(losses)}")
+        raise Refused(f"--loss {loss}: with {labels} per image choose one of {', '.join(losses)}")
     given = {name: value for name, value in given.items() if value is not None}
     for name in given:
         if name in losses[loss]: continue
@@ -323,7 +323,7 @@ def loss_asked(
     kind = 'one label' if single else 'several labels'
     for name in OF_SEVERAL_LABELS if single else ('eps',):
         if getattr(options, name) not in (None, False):
-            raise Refused(f'--{name}: with {kind} an image there is no such setting')
+            raise Refused(f'--{name}: with {kind} per image there is no such setting')
     given = dict(gamma_neg=options.gamma_neg, gamma_pos=options.gamma_pos)
     given |= dict(eps=options.eps) if single else dict(clip=options.clip)
     given |= dict(disable_torch_grad_focal_loss=options.disable_torch_grad_focal_loss or None)
