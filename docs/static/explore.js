@@ -6,7 +6,7 @@
 const SETTINGS = {
   gamma_neg: {min: 0, max: 10, step: .25, about: "focusing of absent labels: more turns down the easy ones"},
   gamma_pos: {min: 0, max: 10, step: .25, about: "focusing of present labels"},
-  gamma: {min: 0, max: 10, step: .25, about: "focusing of both"},
+  gamma: {min: 0, max: 10, step: .25, about: "focusing: more turns down what is easy"},
   clip: {min: 0, max: .5, step: .01, about: "margin: an absent label that scores less costs nothing"},
   epsilon: {min: -1, max: 8, step: .25, about: "added to the first coefficient of the series"},
   k_pos: {min: 0, max: 1, step: .05, about: "present labels: 0 is cross-entropy, 1 the absolute error"},
@@ -149,7 +149,7 @@ function fill(page) {
 // ---- Pictures
 
 const WIDTH = 420, HEIGHT = 270;
-const FRAME = {left: 46, right: 408, top: 10, bottom: 228};
+const FRAME = {left: 58, right: 408, top: 10, bottom: 228};
 const MOST_LOGIT = 8;
 
 // The logits at which curves are drawn: evenly over what is the horizontal axis
