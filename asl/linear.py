@@ -32,14 +32,14 @@ def linear_asymmetric_loss(
     target_kind:str|None=None, sparse_grad:bool=False, budget:int=BUDGET, compiled:bool=False, stats:dict|None=None,
     stepping:Stepping|None=None,
 ) -> Tensor:
-    """`asymmetric_loss_multi_label(F.linear(hidden, weight, bias), target, ...)`; the logits are never whole in memory.
+    """`asymmetric_loss_multi_label(F.linear(hidden, weight, bias), target, ...)`, without storing all logits at once.
 
     Parameters
     ----------
     hidden
-        What the head sees, (..., D), any floating dtype.
+        The input of the head, (..., D), any floating dtype.
     weight, bias
-        The head's own, (C, D), and (C,) or None.
+        Those of the head, (C, D), and (C,) or None.
     target
         Class indices (..., K), padded with -1; or a sparse (N, C); or labels (..., C), float or bool. Labels are in
         [0, 1]; one that rounding moved a few steps of its dtype beyond counts as 0 or 1.
@@ -59,7 +59,7 @@ def linear_asymmetric_loss(
     budget
         Bytes for a tile and what is computed from it.
     compiled
-        The loss of tiles with many active entries by `torch.compile`, which takes its time at the first call.
+        Compile the loss of tiles with many active entries by `torch.compile`, which takes a while at the first call.
     stats
         Filled with shares of the entries: active; in tiles skipped, sparse, columns, dense.
     stepping
@@ -73,7 +73,7 @@ def linear_asymmetric_loss(
     Raises
     ------
     ValueError, TypeError
-        For an argument that cannot be meant.
+        For an invalid argument.
     RuntimeError
         For `create_graph=True`, `is_grads_batched=True`, forward mode and `torch.func`, which need the logits whole.
     """
@@ -91,7 +91,7 @@ def linear_loss(
     sparse_grad:bool=False, budget:int=BUDGET, compiled:bool=False, stats:dict|None=None,
     stepping:Stepping|None=None,
 ) -> Tensor:
-    """`loss(F.linear(hidden, weight, bias), target)` of any loss of many labels; logits are never whole in memory.
+    """`loss(F.linear(hidden, weight, bias), target)` for any multi-label loss, without storing all logits at once.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def linear_loss(
     Raises
     ------
     ValueError, TypeError
-        For an argument that cannot be meant.
+        For an invalid argument.
     RuntimeError
         As `linear_asymmetric_loss`.
     """
@@ -233,7 +233,7 @@ class LinearAsymmetricLoss(nn.Module):
     thresh, kept
         Of `loss.decodes` and of posteriors, not of the loss; as in `AsymmetricLossMultiLabel`.
     loss
-        Another loss of the family in place of the asymmetric one; it has its settings itself.
+        Another loss of the family in place of the asymmetric one; it brings its own settings.
     """
     def __init__(self, in_features:int, num_classes:int, bias:bool=True, *, class_weight:float|Tensor|None=None,
             target_kind:str|None=None, sparse_grad:bool=False, budget:int=BUDGET, compiled:bool=False, device=None,
@@ -258,7 +258,7 @@ class LinearAsymmetricLoss(nn.Module):
         self.loss:Any = asymmetric if loss is None else _other_loss(loss, asymmetric)
 
     def forward(self, hidden:Tensor, target:Tensor, stats:dict|None=None) -> Tensor:
-        "The loss, a scalar, of what the head sees, (..., D), and a target of any kind as in `linear_asymmetric_loss`."
+        "The loss, a scalar, of inputs (..., D) and a target of any kind as in `linear_asymmetric_loss`."
         weight, bias, stepping = parts_of_head(self)
         if not isinstance(self.loss, AsymmetricLossMultiLabel):
             return linear_loss(hidden, weight, bias, target, self.loss, target_kind=self.target_kind,
@@ -270,30 +270,30 @@ class LinearAsymmetricLoss(nn.Module):
 
     def step_in_backward(self, optimizer:torch.optim.Optimizer|None, *, state_dtype:torch.dtype|None=None,
             rounding:str='kahan', lazy:bool=False, seed:int=0):
-        """Let backward take the optimizer's step for this head, a tile at a time: the weight has no gradient then.
+        """Let backward take the optimizer's step for this head, a tile at a time, so that the weight needs no gradient.
 
         The training loop stays as it is: `loss.backward()`, then `optimizer.step()`, which moves everything else.
 
         Parameters
         ----------
         optimizer
-            An SGD, Adam, AdamW or Adagrad of `torch.optim` that has this head's parameters, and others or none. Its
-            numbers, schedules and checkpoints are used as they are. None: back to gradients.
+            An SGD, Adam, AdamW or Adagrad of `torch.optim` that has this head's parameters, and possibly others. Its
+            settings, schedules and checkpoints are used as they are. None: back to gradients.
         state_dtype
-            Of the optimizer's states of this head; None: float32, or what the parameters have if that is more.
+            For the optimizer's states of this head; None: float32, or that of the parameters if it is more precise.
         rounding
-            Of a bfloat16 weight: 'kahan' keeps what is lost in a second bfloat16 beside it; 'stochastic' rounds up or
-            down at random and needs no memory, but scatters.
+            For a bfloat16 weight: 'kahan' keeps the rounding error in a second bfloat16; 'stochastic' rounds up or down
+            at random, which needs no memory but adds noise.
         lazy
             Leave classes without an active entry as they are, as `torch.optim.SparseAdam` does. For SGD without
             momentum and Adagrad, without weight decay, nothing else would happen anyway.
         seed
-            Of stochastic rounding; each step has random numbers of its own.
+            For stochastic rounding; each step has its own random numbers.
 
         Raises
         ------
         ValueError, TypeError
-            For an optimizer, a head or an option that this cannot be done with.
+            For an optimizer, a head or an option for which this is not possible.
         """
         check_whole('seed', seed, 'a whole number from 0', 0)
         if self.sparse_grad: raise ValueError('sparse_grad: got True, needs False: there is no gradient; see lazy=')
@@ -304,7 +304,7 @@ class LinearAsymmetricLoss(nn.Module):
             self.stepping = Stepping(optimizer, parameters, state_dtype, rounding, lazy, seed)
 
     def predict_topk(self, hidden:Tensor, k:int) -> tuple[Tensor, Tensor]:
-        """The k most probable classes, without the logits whole in memory.
+        """The k most probable classes, without storing all logits at once.
 
         Parameters
         ----------

@@ -119,22 +119,22 @@ class AsymmetricLossMultiLabel(MultiLabelLoss):
     Parameters
     ----------
     gamma_neg
-        Focusing of negatives, >= 0: the larger, the less an easy negative counts. A number, or a tensor (C,).
+        Focusing of negatives, >= 0: the larger it is, the less an easy negative counts. A number, or a tensor (C,).
         The default of the authors' class and of timm.
     gamma_pos
         Focusing of positives, >= 0; a number or (C,). The default of the authors' class and of timm.
     clip
-        Probability margin of negatives, in [0, 1): one that gets less probability counts nothing. A number or (C,);
+        Probability margin of negatives, in [0, 1): one with a lower probability does not count. A number or (C,);
         None is 0. The default of the authors' class and of timm.
     eps
         Clamp probabilities at eps in (0, 1), as timm does with 1e-8; None is exact.
     disable_torch_grad_focal_loss
-        Take the focusing factors for constants in the gradient, as the authors' script does.
+        Treat the focusing factors as constants in the gradient, as the authors' script does.
     smoothing
         Move targets towards 1/2, y*(1-s) + s/2, with s in [0, 1].
     reduction
-        'none': each entry; 'sum': the paper's; 'mean': over counted entries; 'batchmean': sum over classes, mean over
-        the rest, which is timm's: rows of which nothing is known count too.
+        'none': each entry; 'sum': as in the authors' code; 'mean': over counted entries; 'batchmean': sum over classes,
+        mean over the rest, as timm does: rows without a known label count too.
     weight
         Weight of each class, finite and >= 0; a number or (C,).
     pos_weight
@@ -195,7 +195,7 @@ class AsymmetricLossMultiLabel(MultiLabelLoss):
         return prior_logit(prior, **self._link())
 
     def threshold(self, probability:float|Tensor=.5) -> float|Tensor:
-        "The score, sigmoid(logit), from which on a label is at least this probable. A number for a number."
+        "The score, sigmoid(logit), at or above which a label is at least this probable. A number for a number."
         return threshold(probability, **self._link())
 
     def start_logit(self, prior:float|Tensor) -> float|Tensor:
@@ -280,7 +280,7 @@ def init_prior_(head:nn.Module, prior:float|Tensor, loss:MultiLabelLoss) -> nn.M
     Parameters
     ----------
     head
-        The last layer: anything with a bias of one number a class, such as a Linear or a convolution.
+        The last layer: any layer with a bias of one number per class, such as a Linear or a convolution.
     prior
         Share of positives in the labels as they are written down, above 0 and below 1; a number, or (C,) as from
         `class_prior`.

@@ -118,7 +118,7 @@ def posterior(
     eps:float|None=None, disable_torch_grad_focal_loss:bool=False, smoothing:float=0.,
     pos_weight:float|Tensor|None=None, kept:float|Tensor=1.,
 ) -> Tensor:
-    """The probability of each label that a model trained with the asymmetric loss means by its logits.
+    """The probability of each label that logits mean, for a model trained with the asymmetric loss.
 
     Parameters
     ----------
@@ -127,13 +127,13 @@ def posterior(
     gamma_neg, gamma_pos, clip, disable_torch_grad_focal_loss, pos_weight
         What the model was trained with, each as in `AsymmetricLossMultiLabel`.
     eps
-        The same, but at most `clip`: then the clamp is never felt.
+        The same, but at most `clip`: then the clamp has no effect.
     smoothing
-        The same. It is undone: the answer is the probability of the label before smoothing.
+        The same. It is undone: the result is the probability of the label before smoothing.
     kept
         The share of the labels of a class that people wrote down, in (0, 1]; a number or (C,), such as
-        `label_frequency` finds. The answer is the probability that a label is there, written down or not, and at
-        most 1. Positives are taken to be forgotten at random within a class.
+        `label_frequency` finds. The result is the probability that a label is present, written down or not, and at
+        most 1. Positives are assumed to be forgotten at random within a class.
 
     Returns
     -------
@@ -143,7 +143,7 @@ def posterior(
     Raises
     ------
     ValueError, TypeError
-        For settings that no score can be read with, such as smoothing=1.
+        For settings with which scores have no meaning, such as smoothing=1.
     """
     if is_stand_in(input):
         return handle_torch_function(posterior, (input,), input, gamma_neg, gamma_pos, clip, eps=eps,
@@ -224,7 +224,7 @@ def _inverse(value, name, settings, reached=True) -> Tensor:
 # %% ../nbs/02_posterior.ipynb #4d940367
 @delegates(posterior)
 def prior_logit(prior:float|Tensor, **kwargs:Unpack[LinkSettings]) -> float|Tensor:
-    """The logit by which a model trained with the asymmetric loss means a probability: the inverse of `posterior`.
+    """The logit that means a probability, for a model trained with the asymmetric loss: the inverse of `posterior`.
 
     Parameters
     ----------
@@ -241,32 +241,32 @@ def prior_logit(prior:float|Tensor, **kwargs:Unpack[LinkSettings]) -> float|Tens
     Raises
     ------
     ValueError
-        Where no score of such a model means so much: without focusing of positives there is a ceiling. Or so little:
-        without focusing of negatives and with a margin there is a floor.
+        If no score of such a model means a probability as high: without focusing of positives there is a ceiling. Or
+        as low: without focusing of negatives and with a margin there is a floor.
     """
     return of_same_kind(_inverse(prior, 'prior', kwargs), prior)
 
 @delegates(posterior)
 def threshold(probability:float|Tensor=.5, **kwargs:Unpack[LinkSettings]) -> float|Tensor:
-    """The score from which on a label is at least this probable; where each score means more, that of the margin.
+    """The lowest score at which a label is at least this probable; the margin, if every score above it means more.
 
     Parameters
     ----------
     probability
-        Above 0 and below 1; a number or (..., C). Where errors cost differently, cost_fp/(cost_fp+cost_fn).
+        Above 0 and below 1; a number or (..., C). If errors have unequal costs, cost_fp/(cost_fp+cost_fn).
     **kwargs
         What the model was trained with, as in `posterior`.
 
     Returns
     -------
     float or Tensor
-        A score sigmoid(logit), between 0 and 1; a number for a number, unless settings are per class. As a logit it is
-        `prior_logit(probability)`, where that is not refused.
+        A score sigmoid(logit), between 0 and 1; a number for a number, unless settings are per class. Its logit is
+        `prior_logit(probability)`, unless that is refused.
 
     Raises
     ------
     ValueError
-        Where no score of such a model means so much.
+        If no score of such a model means a probability as high.
     """
     logit = _inverse(probability, 'probability', kwargs, reached=False)
     return of_same_kind(torch.sigmoid(logit), probability)
@@ -282,7 +282,7 @@ def class_prior(target:Tensor, ignore_index:int=-100, add:float=.5) -> Tensor:
     ignore_index
         Entries with this value are not counted.
     add
-        Imagined positives, and as many negatives, beside those counted, so that no class gets 0 (Jeffreys' prior).
+        Imagined positives, and as many negatives, added to the counts, so that no class gets 0 (Jeffreys' prior).
 
     Returns
     -------
@@ -292,7 +292,7 @@ def class_prior(target:Tensor, ignore_index:int=-100, add:float=.5) -> Tensor:
     Raises
     ------
     ValueError, TypeError
-        For a class without any known entry, for what is no tensor of labels, for a negative `add`.
+        For a class without any known entry, for anything but a tensor of labels, for a negative `add`.
     """
     check_tensor('target', target)
     if not target.ndim: raise ValueError('target: got shape (), needs (..., C)')
@@ -315,7 +315,7 @@ LARGEST_GAMMA = 1e4            # up to here an answer is looked for
 def gamma_for_prior(
     prior:float|Tensor, clip:float|Tensor|None=.05, gamma_pos:float|Tensor=1., **kwargs:Unpack[KeywordSettings],
 ) -> float|Tensor:
-    """The gamma_neg with which the undecided score 1/2 means `prior`.
+    """The gamma_neg with which the score 1/2 means the probability `prior`.
 
     Parameters
     ----------
@@ -391,7 +391,7 @@ def _resting_labels(gradients):
 def posterior_single_label(
     input:Tensor, gamma_pos:float|Tensor=1., gamma_neg:float|Tensor=4., eps:float=0.1, *, weight:float|Tensor|None=None,
 ) -> Tensor:
-    """The class probabilities that a model trained with the single-label loss means by its logits.
+    """The class probabilities that logits mean, for a model trained with the single-label loss.
 
     Parameters
     ----------
@@ -408,7 +408,7 @@ def posterior_single_label(
     Raises
     ------
     ValueError, TypeError
-        For settings that no score can be read with.
+        For settings with which scores have no meaning.
     """
     if is_stand_in(input):
         return handle_torch_function(posterior_single_label, (input,), input, gamma_pos, gamma_neg, eps, weight=weight)

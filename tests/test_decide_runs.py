@@ -217,6 +217,6 @@ def test_a_run_with_one_label_an_image_keeps_nothing_and_is_not_decided_by_thres
         shutil.copy(file, tmp/'pets'/'ab'[i % 2])
     one = train(images=tmp/'pets', model='conv3', epochs=1, out=tmp/'runs', name='one', **small())
     assert not (one/VALIDATION).exists()
-    assert 'one label an image' in refused(predicting.main, one, tmp/'img', '--decide', 'f1')
-    assert 'one label an image' in refused(evaluating.main, one, '--decide', 'f1')
+    assert 'one label per image' in refused(predicting.main, one, tmp/'img', '--decide', 'f1')
+    assert 'one label per image' in refused(evaluating.main, one, '--decide', 'f1')
     assert predict(one, tmp/'img', '--decide', 'top=1')[0] == predict(one, tmp/'img', '--top', 1)[0]

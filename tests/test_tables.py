@@ -55,16 +55,16 @@ def test_a_space_never_divides():
 
 def test_what_is_printed_before_training():
     data = csv('file,tags\na.jpg,cat;dog;owl\nb.jpg,dog\nc.jpg,\nd.jpg,dog;cat\n')
-    assert described(data) == ["labels: in the column 'tags', divided by ';'", 'labels an image: 0 to 3, median 1.5',
+    assert described(data) == ["labels: in the column 'tags', divided by ';'", 'labels per image: 0 to 3, median 1.5',
                                'classes: cat, dog, owl']
     data = csv('file,cat,dog\na.jpg,1,0\nb.jpg,,0\n')
     unknown, always, classes = described(data)
-    assert unknown == 'labels an image: 0 to 1, median 0.5; 25% of all marks are unknown'
+    assert unknown == 'labels per image: 0 to 1, median 0.5; 25% of all marks are unknown'
     assert 'to be without cat:' in always and classes == 'classes: cat, dog'
     pictures(f'img/{i}.png' for i in range(20))
     Path('l.csv').write_text('file,tags\n' + ''.join(f'{i}.png,{"a b" if i%2 else "c"}\n' for i in range(20)))
     out = asl_train('l.csv', '--images', 'img')
-    assert out.index('one in each cell') < out.index('labels an image: 1 to 1') < out.index('classes: a b, c')
+    assert out.index('one in each cell') < out.index('labels per image: 1 to 1') < out.index('classes: a b, c')
     assert out.index('classes: a b, c') < out.index('2 classes; 16 images') < out.index('epoch   1/1')
 
 # files as released
@@ -175,7 +175,7 @@ def test_soft_labels_train_and_are_judged_as_decisions():
     known = score(logits, (data.targets[:] >= .5).float())
     assert score(logits, data.targets[:])[0] == known[0]
     out = asl_train('l.csv', '--images', 'img')
-    assert 'labels an image: 1 to 1' in out and 'calibration error' in out
+    assert 'labels per image: 1 to 1' in out and 'calibration error' in out
 
 # lists
 

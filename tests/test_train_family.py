@@ -123,7 +123,7 @@ WRONG = {'--loss hill --gamma_neg 2': '--gamma_neg: the loss hill has no such se
     '--kept 0': '--kept: needs a number above 0, at most 1, got 0.0',
     '--kept 1.5': '--kept: needs a number above 0, at most 1, got 1.5',
     '--loss hill --adaptive': '--adaptive: moves the gamma_neg of asl, not of hill',
-    '--loss hill --images .': '--loss hill: with one label an image choose one of ce, focal, asl, timm_asl'}
+    '--loss hill --images .': '--loss hill: with one label per image choose one of ce, focal, asl, timm_asl'}
 
 @pytest.mark.parametrize('options', WRONG)
 def test_a_setting_that_cannot_be_meant_is_one_line(tmp, options):

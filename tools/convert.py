@@ -187,13 +187,13 @@ def convert(path, plain=False):
             else:
                 figure(cell, option, path.name, *nb.cells[i+1:i+2])
                 fold(cell, option)
+                for o in cell.outputs:          # a page's links may stand in what a cell shows, too
+                    if 'text/markdown' in o.get('data', {}):
+                        o.data['text/markdown'] = markdown(''.join(o.data['text/markdown']), plain)
             if cell.cell_type == 'code' and plain:
                 if 'remove-input' in tags: cell.source = ''
             if not cell.source and not cell.get('outputs'): continue
         if cell.cell_type == 'markdown': cell.source = markdown(cell.source, plain)
-        for output in cell.get('outputs', []):
-            data = output.get('data', {})
-            if 'text/markdown' in data: data['text/markdown'] = markdown(''.join(data['text/markdown']), plain)
         cells.append(cell)
     listed = references(map(shown_text, cells), path.name) if path.name != cfg.readme_nb else ''
     if listed: cells.append(nbformat.v4.new_markdown_cell(markdown(listed, plain)))

@@ -156,7 +156,7 @@ def turns(options, size, large) -> int:
     return options.repeats*min(20, max(1, large//math.prod(size)))
 
 def shares_of(task, easy) -> list:
-    "The shares of easy negatives that make a difference: with one label an image there are none"
+    "The shares of easy negatives that make a difference: with one label per image there are none"
     return [None] if task == 'single' else easy
 
 def measure_case(options, kind, who, device, case, tick) -> list[dict]:

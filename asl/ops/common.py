@@ -76,11 +76,11 @@ def widened(x:Tensor) -> Tensor:
 
 # %% ../../nbs/23_ops.common.ipynb #32a7865f
 def per_class(value:Any) -> bool:
-    "Whether a setting has one value a class"
+    "Whether a setting has one value per class"
     return isinstance(value, Tensor) and value.ndim > 0
 
 def of_classes(value:Any, index:slice|Tensor) -> Any:
-    "A setting at some classes: a tensor with one value a class is indexed, anything else is as it was"
+    "A setting at some classes: a tensor with one value per class is indexed, anything else is as it was"
     return value.reshape(-1)[index] if per_class(value) else value
 
 # %% ../../nbs/23_ops.common.ipynb #df6edada

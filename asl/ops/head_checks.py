@@ -48,7 +48,7 @@ def check_constant(name:str, value):
 
 # %% ../../nbs/27b_ops.head_checks.ipynb #3e327b92
 def checked_settings(logits:Tensor, given:dict[str, Any], detach:bool) -> Settings:
-    "The settings, given by name and checked: each a number, or a constant tensor with one value a class, (C,)"
+    "The settings, given by name and checked: each a number, or a constant tensor with one value per class, (C,)"
     for name, value in given.items(): check_constant(name, value)
     if given['eps'] is None: given = given|dict(eps=0.)
     checked:dict[str, Any] = {name: check_setting(name, value, logits, logits.dtype) for name, value in given.items()}

@@ -29,7 +29,7 @@ LOG_HALF = math.log(.5)                        # only one class of a row can be 
 ALMOST_ZERO = -1e-4                            # up to this log p, float64 leaves 1-p at least 12 digits
 
 class SingleLabelSettings(NamedTuple):
-    "What the loss is made with, as `asymmetric_loss_single_label` has checked it; tensors hold one value a class"
+    "What the loss is made with, as `asymmetric_loss_single_label` has checked it; tensors hold one value per class"
     gamma_pos: float|Tensor
     gamma_neg: float|Tensor
     eps: float

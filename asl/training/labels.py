@@ -34,7 +34,7 @@ class ImageSet(NamedTuple):
 
     @property
     def single(self):
-        "One label an image?"
+        "One label per image?"
         return self.targets.ndim == 1
 
     def at(self, i):
@@ -462,7 +462,7 @@ def described(data:ImageSet)->list: # Lines
         row, _, value = targets.entries()
         counts = torch.bincount(row[value >= .5], minlength=len(data.files)).tolist()
         unknown = int((value == -100).sum())
-        lines.append(f'labels an image: {min(counts)} to {max(counts)}, median {median(counts):g}')
+        lines.append(f'labels per image: {min(counts)} to {max(counts)}, median {median(counts):g}')
         if unknown: lines[-1] += f'; {unknown/len(data.files)/len(data.classes):.0%} of all marks are unknown'
         always = [name for name, positives, known in zip(data.classes, *targets.counts()) if positives == known > 0]
         if always: lines.append(f'no image is known to be without {a_few(always)}: nothing can be learned of that; '
