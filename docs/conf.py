@@ -1,7 +1,6 @@
 "Sphinx's settings; `tools/nbsite.py` puts the pages beside this file"
 import re
 from html import escape
-from importlib.metadata import distribution
 from pathlib import Path
 from docutils import nodes
 from nbdev.config import get_config
@@ -10,7 +9,7 @@ from convert import host
 
 cfg = get_config()
 project, author, copyright, html_title, html_baseurl = cfg.title, cfg.author, cfg.copyright, cfg.title, host
-extensions = ['myst_nb', 'sphinx.ext.mathjax', 'sphinx_copybutton']
+extensions, html_math_renderer = ['myst_nb', 'equations', 'sphinx_copybutton'], 'mathml'
 exclude_patterns, smartquotes = ['images/README.md'], False
 myst_enable_extensions = ['amsmath', 'attrs_block', 'attrs_inline', 'colon_fence', 'deflist', 'dollarmath', 'html_image']
 myst_heading_anchors, myst_heading_slug_func = 4, 'convert.slug'
@@ -21,9 +20,7 @@ html_theme = 'furo'
 html_copy_source = html_show_sphinx = html_use_index = False
 html_theme_options = dict(top_of_page_buttons=['view', 'edit'])     # templates/ makes them: notebook and repository
 templates_path, html_favicon, html_search_scorer = ['templates'], 'static/favicon.svg', str(Path(__file__).with_name('scorer.js'))
-# One file, with its fonts: nothing is fetched
-mathjax = distribution('sphinx-mathjax-offline').locate_file('sphinx-mathjax-offline/static/mathjax/tex-svg-full.js')
-html_static_path, mathjax_path = ['static', str(mathjax)], 'tex-svg-full.js'
+html_static_path = ['static']
 html_css_files, html_js_files = ['site.css'], ['site.js']
 groups = menu.groups()
 notebooks = {menu.stem(path): path.name for path in menu.root.glob('nbs/*.ipynb')}
@@ -66,8 +63,19 @@ def summaries(app, pagename, template, context, doctree):
     "What folds is called by what stands on it, and tells it to everybody"
     context['body'] = context.get('body', '').replace('<summary aria-label="Toggle hidden content">', '<summary>')
 
+def patient_images(app, pagename, template, context, doctree):
+    "Images whose size is known are loaded when they are about to be seen"
+    context['body'] = re.sub(r'<img (?=[^>]* height=)', '<img loading="lazy" ', context.get('body', ''))
+
+def explorer(app, pagename, template, context, doctree):
+    "The page of moving pictures has scripts of its own"
+    if pagename == 'explore':
+        for name in ('losses.js', 'explore.js'): app.add_js_file(name)
+
 def setup(app):
     app.connect('html-page-context', summaries)
+    app.connect('html-page-context', patient_images)
+    app.connect('html-page-context', explorer)
     app.connect('html-page-context', navigation, priority=900)      # after Furo
     app.connect('html-page-context', describe)
     # Search would read the pages with fetch, which a browser forbids between files

@@ -192,7 +192,6 @@ def convert(path, plain=False):
                         o.data['text/markdown'] = markdown(''.join(o.data['text/markdown']), plain)
             if cell.cell_type == 'code' and plain:
                 if 'remove-input' in tags: cell.source = ''
-                cell.outputs = [o for o in cell.outputs if not moves(o)]
             if not cell.source and not cell.get('outputs'): continue
         if cell.cell_type == 'markdown': cell.source = markdown(cell.source, plain)
         cells.append(cell)
@@ -225,10 +224,6 @@ def defined(source):
     return ', '.join(names[:4]) + (' and more' if len(names) > 4 else '') if names else 'what is imported'
 
 def pictures(cell): return [kind for o in cell.outputs for kind in o.get('data', {}) if kind.startswith('image/')]
-
-def moves(output):
-    "Whether an output is a figure with sliders, which GitHub does not show"
-    return '<svg' in output.get('data', {}).get('text/html', '')
 
 def figure(cell, option, page, following=None):
     "Give the cell's figures the size that they were drawn for, a caption, and in words what they show"
