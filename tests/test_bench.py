@@ -6,7 +6,7 @@ import pytest
 from asl.bench import bench, main
 from asl.cli import Refused
 
-absent = 'timm', 'torchvision'      # in the tests of what is done without them
+absent = 'timm', 'torchvision', 'kornia'      # in the tests of what is done without them
 command = [sys.executable, '-c', 'from asl.bench import main; main()']
 
 def run(*args, cwd):
@@ -39,7 +39,10 @@ def test_the_record(quick):
     for r in record['rows']:
         assert len(r['both']) == 4 and r['both'] == sorted(r['both'])
         assert r['dtype'] == 'float32' and r['samples'] == 5*(20 if r['size'][1] == 80 else 16)
-        if r['peer'] == 'copy floor': continue
+        if r['peer'] == 'copy floor':
+            assert len(r['fresh']) == 4
+            continue
+        assert len(r['each']) == r['samples'] and min(r['each']) == r['both'][0]
         assert r['mode'] == 'eager' and 'failed' not in r and len(r['forward']) == len(r['backward']) == 4
         assert 0 <= r['kept_beyond_inputs'] <= r['kept'] and r['peak'] >= r['bytes']      # the gradient, at least
         if (r['task'], r['peer']) == ('multi', 'timm'): assert r['kept_beyond_inputs'] == 11*r['bytes']
@@ -111,11 +114,37 @@ def test_only_too_large_sizes(tmp_path):
     record = small(task='single', sizes='1000000x1000000', out=str(out), plot=str(plot))
     assert record['rows'] == [] and json.loads(out.read_text()) == record and not plot.exists()
 
+def test_who_needs_more_memory_than_there_is_is_left_out_and_the_rest_measured(monkeypatch):
+    import asl.benchmark.measure as m
+    monkeypatch.setattr(m, 'free_memory', lambda _: 4*16*8*20)          # 16 float32 tensors of the logits
+    record = small(task='multi')
+    failed = {r['peer']: r['failed'] for r in record['rows'] if 'failed' in r}
+    assert failed.keys() == {'timm', 'published'} and all('out of memory: needs' in why for why in failed.values())
+    assert [r['peer'] for r in record['rows'] if 'both' in r][:3] == ['copy floor', 'asl', 'BCE']
+    rows = small(linear=True, features=1)['rows']
+    assert [r['peer'] for r in rows if 'failed' in r] == ['timm'] and rows[0]['peer'] == 'asl'
+
+def test_kornia_takes_part_where_it_is_installed_and_is_named_where_not(monkeypatch, capsys):
+    import asl.benchmark.race as race
+    import torch, types
+    def focal(z, y, **_reduction): return (z*y).sum()
+    module = types.SimpleNamespace(binary_focal_loss_with_logits=focal)
+    find = race.find_spec
+    monkeypatch.setattr(race, 'find_spec', lambda p: None if p == 'kornia' else find(p))
+    assert 'kornia focal' not in [r['peer'] for r in small(task='multi')['rows']]
+    assert 'left out, not installed: kornia' in capsys.readouterr().out
+    monkeypatch.setattr(race, 'find_spec', lambda p: p if p == 'kornia' else find(p))
+    monkeypatch.setitem(sys.modules, 'kornia.losses', module)
+    monkeypatch.setitem(sys.modules, 'kornia', types.SimpleNamespace(losses=module))
+    assert race.peers('multi')['kornia focal'](torch.ones(2), torch.ones(2)) == 2
+    assert 'kornia' not in race.missing('multi')
+
 def test_heads(tmp_path, capsys):
     out, plot = tmp_path/'a.json', tmp_path/'a.png'
     record = small(linear=True, sizes='8x40,4x2000', features=16, easy='.5,.999', out=str(out), plot=str(plot))
-    who = [('asl', 'eager'), ('timm', 'eager'), ('tiles', 'indices'), ('tiles', 'dense'), ('tiles', 'row-sparse')]
-    assert [(r['peer'], r['mode']) for r in record['rows']] == 4*who
+    who = [('asl', 'eager'), ('timm', 'eager'), ('tiles', 'indices'), ('tiles', 'dense'), ('tiles', 'row-sparse'),
+        ('torch CE', 'chunked')]
+    assert [(r['peer'], r['mode']) for r in record['rows']] == 4*who and not any('failed' in r for r in record['rows'])
     assert json.loads(out.read_text()) == record and plot.read_bytes()[:4] == b'\x89PNG'
     for r in record['rows']:
         assert r['features'] == 16 and r['bytes'] == 4*r['size'][0]*r['size'][1] and r['both'] == sorted(r['both'])
@@ -130,7 +159,8 @@ def test_heads_without_timm_and_compiled(monkeypatch):
     monkeypatch.setattr(asl.benchmark.race, 'find_spec', lambda p: None if p in absent else find(p))
     record = bench(linear=True, sizes='8x40', features=8, easy='.9', repeats=1)
     assert [(r['peer'], r['mode']) for r in record['rows']] == [('asl', 'eager'), ('asl', 'compiled'),
-        ('tiles', 'compiled'), ('tiles', 'indices'), ('tiles', 'dense'), ('tiles', 'row-sparse')]
+        ('tiles', 'compiled'), ('tiles', 'indices'), ('tiles', 'dense'), ('tiles', 'row-sparse'),
+        ('torch CE', 'chunked')]
     assert not any('failed' in r for r in record['rows'])
 
 bad = ['--task foo', '--linear --features 0', '--sizes 64', '--sizes 64x0', '--sizes 8x8,', '--sizes -1x5',

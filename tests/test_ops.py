@@ -223,3 +223,22 @@ def test_the_kernels_by_tritons_interpreter_are_the_plain_loss():
     result = subprocess.run([sys.executable, '-W', 'ignore', '-c', interpreted], env=environment, capture_output=True,
         text=True, timeout=120)
     assert result.stdout == 'all agree\n', result.stderr
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bool, torch.int8, torch.bfloat16])
+def test_compiled_the_formula_is_computed_once_whatever_the_labels_are(dtype):
+    from torch._inductor.compile_fx import compile_fx
+    graphs = []
+    def keep(graph, _inputs, **_options):
+        graphs.append(str(graph.graph))
+        return graph.forward
+    def backend(graph, inputs): return compile_fx(graph, inputs, inner_compile=keep)
+    torch.compiler.reset()
+    logits = torch.linspace(-6, 6, 40).view(4, 10).requires_grad_()
+    labels = torch.eye(4, 10).to(dtype)
+    with torch._inductor.config.patch(force_disable_caches=True):
+        torch.compile(multi, backend=backend, fullgraph=True)(logits, labels).backward()
+    assert [graph.count('aten.exp.') for graph in graphs] == [1, 0]         # of forward and of backward
+    gradient = logits.grad.clone()
+    logits.grad = None
+    multi(logits, labels).backward()
+    torch.testing.assert_close(gradient, logits.grad)

@@ -81,6 +81,18 @@ def test_short_examples_stay_open(convert):
     assert folded(convert, 'loss(x, y)') is None and folded(convert, 'assert loss(x, y) > 0') is None
     assert folded(convert, 'plot(x)', picture=True) is None
 
+def test_each_answer_that_is_folded_ends_before_the_next_question():
+    import json
+    for name in notebooks:
+        cells = json.loads((root/'nbs'/name).read_text(encoding='utf-8'))['cells']
+        opened = False
+        for cell in cells:
+            text = ''.join(cell['source']) if cell['cell_type'] == 'markdown' else ''
+            if text.startswith('#'): assert not opened, f'{name}: an answer reaches into another section'
+            for tag in ('<details', '</details>'):
+                if text.startswith(tag): opened = tag == '<details'
+        assert not opened, f'{name}: an answer has no end'
+
 def headings(page):
     "The headings of a notebook, in lower case"
     import json

@@ -188,6 +188,18 @@ def test_one_button_opens_all_code_and_the_next_page_begins_so(browser):
     browser.execute_script(press)
     assert not any(browser.execute_script(look))
 
+def test_answers_stay_folded_when_all_code_is_shown(browser):
+    visit(browser, 'first_model.html')
+    look = "return [...document.querySelectorAll('article details.answer')].map(o => o.open)"
+    press = "document.querySelector('button.all-code').click()"
+    browser.execute_script(press)
+    assert browser.execute_script(look) == [False]*3
+    browser.execute_script(press)
+    browser.execute_script("document.querySelector('details.answer summary').click()")
+    assert browser.execute_script(look) == [True, False, False]
+    shown = browser.execute_script("return document.querySelector('details.answer .cell_output').clientHeight")
+    assert shown > 0, 'code and what it shows belong to the answer'
+
 def test_the_inside_comes_last_in_search(browser):
     from selenium.webdriver.support.wait import WebDriverWait
     visit(browser, 'search.html?q=gradient')

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..linear import linear_asymmetric_loss
-from .race import easy_mean, measure_each, peak, peers, quartiles_of_parts, race, sample
+from .race import easy_mean, measure_each, peak, peers, race, sample, summary
 from .report import cases, fastest, median
 
 # %% ../../nbs/51_benchmark.heads.ipynb #6f2c02b1
@@ -39,6 +39,11 @@ def tiled_head(labels, **options):
         return linear_asymmetric_loss(hidden, weight, bias, dict(index=index, dense=dense)[labels], **options)
     return head
 
+def cross_entropy_head(hidden, weight, bias, index, _dense):
+    "PyTorch's own head in parts, for one label a row: another loss, of the same products"
+    return F.linear_cross_entropy(hidden, weight, index[:, 0], linear_bias=bias, reduction='sum',
+        options=torch.nn.LinearCrossEntropyOptions())
+
 def heads(compiled) -> dict:
     "Functions of what `head_inputs` gives, by name and mode"
     torch.compiler.reset()
@@ -53,6 +58,7 @@ def heads(compiled) -> dict:
     out['tiles', 'indices'] = tiled_head('index')
     out['tiles', 'dense'] = tiled_head('dense')
     out['tiles', 'row-sparse'] = tiled_head('index', sparse_grad=True)
+    if hasattr(F, 'linear_cross_entropy'): out['torch CE', 'chunked'] = cross_entropy_head
     return out
 
 # %% ../../nbs/51_benchmark.heads.ipynb #6f2c02b7
@@ -67,7 +73,7 @@ def measure_heads(heads, hidden, weight, bias, index, dense, repeats, tick=lambd
     samples = race(fit, repeats, take_sample, tick)
     gradients = hidden.nbytes + weight.nbytes + bias.nbytes
     for key, head in fit.items():
-        rows[key] |= quartiles_of_parts(samples[key])
+        rows[key] |= summary(samples[key])
         rows[key]['peak'] = peak(head, *given) - gradients
     shares = {}
     linear_asymmetric_loss(hidden, weight, bias, index, stats=shares)

@@ -22,7 +22,7 @@ import torch
 from .. import __version__
 from .heads import draw_heads, head_inputs, head_table, heads, measure_heads
 from .options import BenchOptions
-from .race import entrants, inputs, measure, warm_up
+from .race import OPTIONAL, entrants, inputs, measure, missing, warm_up
 from .report import draw, hardware, save_plot, save_record, table, title
 from ..cli import Refused, check, find_device, fixed, need, versions
 
@@ -37,7 +37,7 @@ def machine(device) -> dict:
 
 def raced_versions() -> dict:
     "Of Python and of the packages in the race, and the number of threads"
-    installed = [package for package in ('timm', 'torchvision', 'triton') if find_spec(package)]
+    installed = [package for package in ('triton', *OPTIONAL['multi']) if find_spec(package)]
     return versions() | dict(asl=__version__) | {package: version(package) for package in installed}
 
 # %% ../../nbs/53_benchmark.measure.ipynb #f779a790
@@ -117,7 +117,8 @@ def make_plan(options) -> Plan:
     return Plan(tasks, sizes, dtypes, easy, device)
 
 # %% ../../nbs/53_benchmark.measure.ipynb #7ad59973
-ENTRY_BYTES = 24*4      # timm's tensors of the size of the logits, float32
+ENTRY_BYTES = 8*4       # tensors of the size of the logits, float32, inputs and gradient included
+OF_ENTRANT = {(name, 'eager'): 32*4 for name in ('timm', 'published')}      # 18, and what else the machine may need
 WEIGHT_BYTES = 16       # a head's weights, their gradients, and those of the step before or after
 
 def free_memory(device) -> float:
@@ -127,12 +128,18 @@ def free_memory(device) -> float:
     found = re.search(r'MemAvailable: *(\d+)', info.read_text()) if info.exists() else None
     return 1024*int(found[1]) if found else math.inf
 
-def lacking_memory(size, device, features=0) -> str|None:
+def lacking_memory(size, device, features=0, entry_bytes=ENTRY_BYTES) -> str|None:
     "Why a size, of a head if there are features, does not fit into memory, or None"
-    needed = ENTRY_BYTES*math.prod(size) + WEIGHT_BYTES*size[1]*features
+    needed = entry_bytes*math.prod(size) + WEIGHT_BYTES*size[1]*features
     free = free_memory(device)
     if needed <= free: return None
     return f'out of memory: needs about {needed/2**30:.1f} GiB, {free/2**30:.1f} GiB are free'
+
+def who_fits(who, size, device, features=0) -> tuple[dict, list[dict]]:
+    "The entrants for whom there is memory, and rows of the others that say why not"
+    reasons = {key: lacking_memory(size, device, features, OF_ENTRANT.get(key, ENTRY_BYTES)) for key in who}
+    left_out = [dict(peer=key[0], mode=key[1], failed=reason) for key, reason in reasons.items() if reason]
+    return {key: loss for key, loss in who.items() if not reasons[key]}, left_out
 
 # %% ../../nbs/53_benchmark.measure.ipynb #23aac155
 class Kind(NamedTuple):
@@ -165,8 +172,9 @@ def measure_case(options, kind, who, device, case, tick) -> list[dict]:
     dtype = DTYPES[case['dtype']]
     repeats = turns(options, size, kind.large)
     easy = {} if case['easy'] is None else dict(easy=case['easy'])
+    who, left_out = who_fits(who, size, device, case.get('features', 0))
     given = kind.inputs(size, dtype=dtype, device=device, seed=options.seed, **easy)
-    rows = kind.measure(who, *given, repeats, tick)
+    rows = kind.measure(who, *given, repeats, tick) + left_out
     return [case | dict(bytes=math.prod(size)*dtype.itemsize, samples=repeats) | row for row in rows]
 
 # %% ../../nbs/53_benchmark.measure.ipynb #b580ab48
@@ -225,6 +233,8 @@ def run_benchmark(options:BenchOptions) -> dict[str, Any]:
             versions=raced_versions(), options=asdict(options), units='ms: min, 25%, 50%, 75%; bytes', seconds=None,
             skipped=skipped, rows=[])
         print(hardware(record))
+        absent = dict.fromkeys(package for task in plan.tasks for package in missing(task))
+        if absent: print(f"left out, not installed: {', '.join(absent)}")
         for each in skipped: print(f"{each['size'][0]} x {each['size'][1]} skipped, {each['reason']}")
         warm_up()
         measure_all(options, plan, groups, record)

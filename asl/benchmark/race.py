@@ -31,6 +31,8 @@ def published(z:Tensor, y:Tensor, gamma_neg=4., gamma_pos=1., clip=.05, eps=1e-8
 
 # %% ../../nbs/50_benchmark.race.ipynb #a5688b29
 LossFunction = Callable[..., Tensor]    # of logits and targets
+# packages whose losses take part if they are installed
+OPTIONAL = dict(multi=('timm', 'torchvision', 'kornia'), single=('timm',), linear=('timm',), family=())
 
 def peers(task:str) -> dict[str, LossFunction]:
     "Everybody in the race of a task, 'multi', 'single' or 'family', by name; what is not installed is left out"
@@ -52,7 +54,14 @@ def multi_label_peers():
     if find_spec('torchvision') is not None:
         from torchvision.ops import sigmoid_focal_loss
         losses['focal'] = lambda z, y: sigmoid_focal_loss(z, y, reduction='sum')
+    if find_spec('kornia') is not None:
+        from kornia.losses import binary_focal_loss_with_logits  # pyright: ignore[reportMissingImports]
+        losses['kornia focal'] = lambda z, y: binary_focal_loss_with_logits(z, y, reduction='sum')
     return losses
+
+def missing(task:str) -> list[str]:
+    "The packages of a task that are not installed, whose losses are left out"
+    return [package for package in OPTIONAL[task] if find_spec(package) is None]
 
 def single_label_peers():
     "Losses of one label per image, all means"
@@ -104,9 +113,9 @@ def inputs(task, size, dtype=torch.float32, easy:float=.9, device='cpu', seed=0)
 # %% ../../nbs/50_benchmark.race.ipynb #3782aece
 class CopyFloor:
     "Memory traffic that no loss can do without, in the guise of a loss"
-    def __init__(self, z, y):
+    def __init__(self, z, y, fresh=False):
         self.read = z.detach(), y if y.shape == z.shape else z.detach()  # class indices are next to nothing
-        self.grad = torch.empty_like(self.read[0])
+        self.grad = None if fresh else torch.empty_like(self.read[0])    # None: written to memory asked for anew
 
     def __call__(self, z, _y):
         if z.is_cuda: torch.dot(*[tensor.flatten() for tensor in self.read])    # forward: both read
@@ -166,9 +175,11 @@ def quartiles(times) -> list[float]:
     found = torch.tensor(times, dtype=torch.float64).quantile(shares)
     return [float(f'{time:.4g}') for time in found]
 
-def quartiles_of_parts(samples) -> dict[str, list[float]]:
-    "The quartiles of forward, of backward and of both"
-    return {part: quartiles(times) for part, times in zip(('forward', 'backward', 'both'), zip(*samples))}
+def summary(samples) -> dict[str, list[float]]:
+    "The quartiles of forward, of backward and of both, and each sample of both"
+    parts = dict(zip(('forward', 'backward', 'both'), zip(*samples)))
+    each = [float(f'{time:.4g}') for time in parts['both']]
+    return {part: quartiles(times) for part, times in parts.items()} | dict(each=each)
 
 # %% ../../nbs/50_benchmark.race.ipynb #e027532a
 def warm_up():
@@ -239,11 +250,13 @@ def measure(losses, z, y, repeats, tick=lambda: None) -> list[dict]:
     "A row for each entrant: times in ms, memory in bytes, or why it failed; first the copy floor"
     take_sample = lambda loss: sample(loss, z, y)
     rows, fit = measure_each(losses, take_sample)
-    floor = 'copy floor', ''
-    samples = race({floor: CopyFloor(z, y)} | fit, repeats, take_sample, tick)
+    floor, fresh = ('copy floor', ''), ('copy floor', 'fresh')
+    floors = {floor: CopyFloor(z, y), fresh: CopyFloor(z, y, fresh=True)}
+    samples = race(floors | fit, repeats, take_sample, tick)
     for key, loss in fit.items():
         in_all, beyond = kept(loss, z, y)
         memory = dict(kept=in_all, kept_beyond_inputs=beyond, peak=peak(loss, z, y))
-        rows[key] |= quartiles_of_parts(samples[key]) | memory
-    floor_row = dict(peer=floor[0], mode=floor[1], both=quartiles_of_parts(samples[floor])['both'])
+        rows[key] |= summary(samples[key]) | memory
+    floor_row = dict(peer=floor[0], mode=floor[1], both=summary(samples[floor])['both'],
+        fresh=summary(samples[fresh])['both'])
     return [floor_row, *rows.values()]

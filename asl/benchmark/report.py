@@ -47,7 +47,8 @@ def table(rows) -> str:
     columns = ''.join(f'{column:>9}' for column in ('both', 'min', 'forward', 'backward'))
     lines = [f"{'loss':{width}}{'mode':9}{columns}{'x '+compared:>8}  x floor   kept beyond   peak"]
     lines += [table_row(row, floor, medians.get(row['mode']), width) for row in others]
-    lines.append(f"{floor['peer']:{width+9}}{median(floor):9.3f}{fastest(floor):9.3f}")
+    for part, what in dict(both='copy floor', fresh='in fresh memory').items():
+        if part in floor: lines.append(f"{what:{width+9}}{median(floor, part):9.3f}{fastest(floor, part):9.3f}")
     return '\n'.join(lines)
 
 # %% ../../nbs/52_benchmark.report.ipynb #ef373a16

@@ -134,6 +134,7 @@ def known_entries(target:Tensor, ignore_index:float) -> Tensor|None:
     if not target.is_floating_point():
         range_ = torch.iinfo(target.dtype)
         if ignore_index != int(ignore_index) or not range_.min <= ignore_index <= range_.max: return None
+        if torch.compiler.is_compiling() and range_.bits < 32: target = target.int()  # as wide as float32: faster
         return target != int(ignore_index)
     return target != float(ignore_index)
 

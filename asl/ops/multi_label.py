@@ -16,9 +16,9 @@ from torch.autograd import Function
 from asl.ops.checks import (at_least_float32, count_known, invalid_target, known_entries, known_labels,
     label_slack)
 from .common import (ATANH_SERIES, LOG_SERIES, TANH_SERIES, TANH_SERIES_UPTO, AnySettings, Settings,
-    needs_double_backward, of_classes, pack, per_class, polynomial, power, scaled, smooth, times, unpack, widened)
+    needs_double_backward, of_classes, per_class, polynomial, power, scaled, smooth, times, widened)
 from .reference import INFINITE_FROM, infinite_again, margin_and_rest, mean_of_known, split_logit
-from .torch_private import assert_on_device, backward_keeps_graph, one_minus_exp
+from .torch_private import assert_on_device, backward_keeps_graph, kept_when_compiled, one_minus_exp
 
 # Equations have the numbers that they have in the notebook of this module, but for those said to be of 00_loss
 
@@ -184,24 +184,21 @@ def mask_ignored(z:Tensor, target:Tensor, settings:AnySettings, ignore_index:int
 
 # %% ../../nbs/24_ops.multi_label.ipynb #9e86e62a
 class _CompiledEntries(Function):
-    "Loss of each entry, (..., C), for compilers: they find that backward's gradient was half computed by forward"
+    "Loss of each entry, (..., C), for compilers, its gradient computed along with it; make: of settings their record"
     @staticmethod
     def forward(ctx, input, target, ignore_index, make, *settings):
-        tensors, ctx.rest = pack(settings)                # rest: settings that are numbers
-        ctx.ignore_index = ignore_index
-        ctx.make = make                                   # the settings' own class, of its fields
-        ctx.save_for_backward(input, target, *tensors)
         masked = mask_ignored(widened(input), target, make(settings), ignore_index)
-        loss, _ = loss_and_gradient(*masked, needs_grad=False)
+        loss, gradient = loss_and_gradient(*masked)
+        assert gradient is not None
+        ctx.save_for_backward(kept_when_compiled(gradient))
+        ctx.dtype = input.dtype
+        ctx.n_settings = len(settings)
         return loss
 
     @staticmethod
     def backward(ctx, grad_output):
-        input, target, *tensors = ctx.saved_tensors
-        settings = ctx.make(unpack(tensors, ctx.rest))
-        masked = mask_ignored(widened(input), target, settings, ctx.ignore_index)
-        _, gradient = loss_and_gradient(*masked)
-        return (gradient*grad_output).to(input.dtype), None, None, None, *[None]*len(settings)
+        gradient, = ctx.saved_tensors
+        return (gradient*grad_output).to(ctx.dtype), *[None]*(3+ctx.n_settings)
 
 # %% ../../nbs/24_ops.multi_label.ipynb #a0c4aae1
 def compiled_loss(input:Tensor, target:Tensor, settings:AnySettings, ignore_index:int, reduction:str) -> Tensor:

@@ -69,6 +69,10 @@ def assert_on_device(condition:Tensor, message:str) -> None:
     "Assert where the tensor is: the host does not wait, and a compiler keeps it in its graph"
     torch._assert_async(condition, message)  # pyright: ignore[reportPrivateImportUsage]  # private, hence here
 
+def kept_when_compiled(x:Tensor) -> Tensor:
+    "x, (..., C), which a compiler keeps for backward as it is: left to itself it may well compute it a second time"
+    return x.flip(-1).flip(-1)                        # is not on its list of what may be done twice, and costs nothing
+
 def constant_for_compiler(function:Callable) -> Callable:
     "Mark a function whose result a compiler takes for constant"
     # torch.compiler.assume_constant_result does the same, but imports the compiler
