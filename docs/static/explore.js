@@ -264,7 +264,7 @@ function sayCut(probability, {logit, refused, bound}) {
     ? `, where the margin ends: the least that a score above it means is ${number("cut_bound", bound)}` : ""}.`;
 }
 
-function readings(loss, {pos, neg, start, cut, even}) {
+function readings(loss, {pos, neg, start, cut, even, increases}) {
   const plain = makeLoss("bce", {});
   const z = logit(chosen.score);
   const row = (mark, name, of, ce) => `<tr><th scope="row"><span class="mark ${name}">${mark}</span> ${name === "positive" ? "present" : "absent"}</th>
@@ -273,7 +273,7 @@ function readings(loss, {pos, neg, start, cut, even}) {
   const first = `<table><caption>A label with a score of ${short(chosen.score)} (a logit of ${short(z)})</caption>
     <thead><tr><th scope="col">it is</th><th scope="col">loss</th><th scope="col">pull</th><th scope="col">times cross-entropy's pull</th></tr></thead>
     <tbody>${row("●", "positive", pos, plain.positive(z))}${row("■", "negative", neg, plain.negative(z))}</tbody></table>`;
-  if (!loss.increases()) return `${first}<p data-refused>With these settings a higher score would mean less, so no score means a
+  if (!increases) return `${first}<p data-refused>With these settings a higher score would mean less, so no score means a
     probability: <code>posterior</code> and <code>threshold</code> are refused.</p>`;
   return `${first}<ul>
     <li>This score means a probability of <strong>${number("posterior", loss.posterior(z))}</strong>.
@@ -287,14 +287,14 @@ function readings(loss, {pos, neg, start, cut, even}) {
 }
 
 // The same in Python, without what is refused there
-function python(loss, {start, cut}) {
+function python({start, cut, increases}) {
   const {module, name, settings} = LOSSES[chosen.loss];
   const written = value => typeof value === "boolean" ? (value ? "True" : "False") : String(value);
   const given = Object.keys(settings).filter(key => key !== OPTION || chosen[key] !== settings[key]);
   if (chosen.pos_weight !== 1) given.push("pos_weight");
   const call = `${name}(${given.map(key => `${key}=${written(chosen[key])}`).join(", ")})`;
   const lines = [`from ${module} import ${name}`, "", `loss = ${call.length > 66 ? call.replace("(", "(\n    ") : call}`];
-  if (!loss.increases()) return lines.join("\n");
+  if (!increases) return lines.join("\n");
   lines.push("probability = loss.posterior(logits)");
   if (cut.refused !== "most") lines.push(`cut = loss.threshold(${chosen.cost} / (1 + ${chosen.cost}))`);
   if (!start.refused) lines.push(`bias = loss.prior_logit(${chosen.prior})`);
@@ -306,10 +306,10 @@ function python(loss, {start, cut}) {
 // For those who hear the page: one sentence, once the hand rests
 let resting;
 
-function say(page, {pos, neg}, loss) {
+function say(page, {pos, neg, increases}, loss) {
   clearTimeout(resting);
   resting = setTimeout(() => {
-    const means = loss.increases() ? `It means a probability of ${short(loss.posterior(logit(chosen.score)))}.` : "";
+    const means = increases ? `It means a probability of ${short(loss.posterior(logit(chosen.score)))}.` : "";
     page.querySelector(".said").textContent = `At a score of ${short(chosen.score)}: present, loss ${short(pos.loss)}, pull
       ${short(pos.pull)}; absent, loss ${short(neg.loss)}, pull ${short(neg.pull)}. ${means}`;
   }, 400);
@@ -326,11 +326,12 @@ function show(page) {
     start: loss.logitOf(chosen.prior),
     cut: loss.logitOf(chosen.cost / (1 + chosen.cost)),
     even: loss.logitOf(.5),
+    increases: loss.increases(),
   };
   fill(page);
   page.querySelector(".pictures").innerHTML = pictures(loss, found);
   page.querySelector(".readings").innerHTML = readings(loss, found);
-  page.querySelector(".python").textContent = python(loss, found);
+  page.querySelector(".python").textContent = python(found);
   say(page, found, loss);
 }
 
@@ -342,7 +343,6 @@ function changed(page) {
 // Controls are made anew where another loss has others
 function build(page) {
   page.querySelector(".controls").innerHTML = controls();
-  show(page);
 }
 
 // A touch of a picture chooses the score that is there
@@ -380,7 +380,7 @@ function listen(page) {
   });
   for (const kind of ["pointerdown", "pointermove"])
     page.querySelector(".pictures").addEventListener(kind, event => chooseScore(page, event));
-  addEventListener("hashchange", () => { chosen = readAddress(location.hash); build(page); });
+  addEventListener("hashchange", () => { chosen = readAddress(location.hash); build(page); show(page); });
 }
 
 addEventListener("DOMContentLoaded", () => {
@@ -393,4 +393,5 @@ addEventListener("DOMContentLoaded", () => {
   chosen = readAddress(location.hash);
   listen(page);
   build(page);
+  show(page);
 });
