@@ -1,5 +1,5 @@
 "Networks on pictures and on collages: the search for a rate, what is resumed, and trainings of a few steps"
-import json, math, os, sys
+import copy, json, math, os, sys
 from itertools import product
 from pathlib import Path
 
@@ -10,9 +10,11 @@ from torch import nn
 
 TOOLS = Path(__file__).parents[1]/'tools'
 sys.path += [str(TOOLS), str(TOOLS/'real')]
-import collages, experiment, finetune
+import collages, experiment, finetune, networks
 from experiment import Cell, claimed
-from finetune import lacking, logits, moved, network, optimizer_of, trained
+from finetune import lacking
+from networks import SHIFT, Training, draws, moved, network, optimizer_of, run
+from on_gpu import Graphed
 from parts import part_of
 from real import data
 from real.record import CollageRecord
@@ -35,8 +37,8 @@ def tiny(monkeypatch):
     labels = torch.rand(60, 3, generator=g) < .3
     pictures = (labels.float()[:, :, None, None]*255).expand(60, 3, 16, 16).byte()
     found = data.RealSet('clipart', pictures, labels, torch.arange(60), list('abc'), '', '', 60*[''])
-    monkeypatch.setattr(finetune, 'BATCH', 16)
-    monkeypatch.setattr(finetune, 'EPOCHS', {way: dict(clipart=2) for way in finetune.EPOCHS})
+    monkeypatch.setattr(networks, 'BATCH', 16)
+    monkeypatch.setattr(networks, 'EPOCHS', {way: dict(clipart=2) for way in networks.EPOCHS})
     monkeypatch.setattr(finetune, 'pictures', lambda _: found)
     return found
 
@@ -50,54 +52,95 @@ def test_pictures_are_kept_until_the_set_is_built_anew(tmp_path, monkeypatch):
     y = torch.ones(1, 1, dtype=torch.bool)
     found = data.RealSet('emoji', torch.zeros(1, 2), y, torch.zeros(1), ['a'], '', '', ['red.png'])
     torch.save(found._asdict(), tmp_path/'emoji.pt')
-    pictures = finetune.pictures.__wrapped__
+    pictures = networks.pictures.__wrapped__
     assert pictures('emoji').features[0, :, 3, 3].tolist() == [255, 0, 7]
     Image.new('RGB', (20, 20), (0, 99, 0)).save(tmp_path/'red.png')
     assert pictures('emoji').features[0, :, 3, 3].tolist() == [255, 0, 7]
     os.utime(tmp_path/'emoji.pt', (2**31, 2**31))
     assert pictures('emoji').features[0, :, 3, 3].tolist() == [0, 99, 0]
 
-def test_a_moved_picture_is_the_picture_at_another_place():
-    x = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).expand(200, 3, 8, 8)
-    found = moved(x, False, torch.Generator().manual_seed(0))
+@pytest.mark.parametrize('mirror', [False, True])
+def test_a_moved_picture_is_the_picture_at_another_place(mirror):
+    "White where nothing was, as a paste of Pillow's says"
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(255, (50, 3, 8, 8), dtype=torch.uint8, generator=g)
+    corners = torch.randint(2*SHIFT+1, (50, 2), generator=g)
+    found = moved(x, corners, torch.full((50,), mirror))
     assert found.shape == x.shape and found.dtype == torch.uint8
-    for each in found:
-        seen = each[0][each[0] < 64].tolist()
-        assert sorted(seen) == seen and len(seen) >= 16     # in order, a quarter at least; the rest is white
-    assert (found == 255).any() and any(each.equal(x[0]) for each in found)
+    for before, after, (down, right) in zip(x, found, corners.tolist()):
+        canvas = Image.new('RGB', (8, 8), 'white')
+        canvas.paste(Image.fromarray(before.permute(1, 2, 0).numpy()), (SHIFT-right, SHIFT-down))
+        wanted = torch.tensor([*canvas.tobytes()], dtype=torch.uint8).view(8, 8, 3).permute(2, 0, 1)
+        assert after.equal(wanted.flip(-1) if mirror else wanted)
 
-def test_half_of_the_pictures_are_mirrored_if_any(monkeypatch):
-    monkeypatch.setattr(finetune, 'SHIFT', 0)
-    x = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).expand(400, 3, 8, 8)
-    assert moved(x, False, torch.Generator()).equal(x)
-    found = moved(x, True, torch.Generator().manual_seed(0))
-    mirrored = (found == x.flip(-1)).all(-1).all(-1).all(-1)
-    assert found[~mirrored].equal(x[~mirrored]) and 150 < mirrored.sum() < 250
+def test_chance_shifts_all_and_mirrors_half_of_the_pictures_that_may_be(tiny):
+    found = draws(CELL._replace(length=50.), part(tiny), 0)
+    assert found.corners.unique().tolist() == [*range(2*SHIFT+1)] and found.index.shape == found.mirrored.shape
+    assert .45 < found.mirrored.float().mean() < .55
+    networks.EPOCHS['scratch']['emoji'] = 2
+    assert not draws(CELL._replace(set='emoji'), part(tiny), 0).mirrored.any()
 
 # One training
 
-@pytest.mark.parametrize('way', finetune.EPOCHS)
+def one(cell, part, seed, rate, kind=Training):
+    "What came of one training"
+    return run(cell, {seed: part}, [(rate, seed)], kind)[0]
+
+@pytest.mark.parametrize('way', networks.EPOCHS)
 def test_a_network_of_each_way_trains_and_is_measured(tiny, monkeypatch, way):
     import timm
-    monkeypatch.setattr(finetune, 'pretrained', lambda: timm.create_model('tf_efficientnet_lite0', num_classes=0))
-    line = finetune.run(CELL._replace(way=way), part(tiny), 0, .01)
+    monkeypatch.setattr(networks, 'pretrained', lambda: timm.create_model('tf_efficientnet_lite0', num_classes=0))
+    line = one(CELL._replace(way=way), part(tiny), 0, .01)
     assert json.loads(json.dumps(line)) == line and (line['rate'], line['seed']) == (.01, 0)
     assert 0 < line['test']['mAP'] <= 100 and line['ms'] > 0
 
 def test_a_training_is_repeated_to_the_bit_and_learns(tiny):
-    net, curve, _ = trained(CELL, part(tiny), 0, .05)
-    again, same, _ = trained(CELL, part(tiny), 0, .05)
-    assert curve == same and len(curve) == 4                # steps, of which none is looked at twice
-    assert logits(net, tiny.features).equal(logits(again, tiny.features))
-    assert trained(CELL, part(tiny), 1, .05)[1] != curve
-    assert trained(CELL._replace(length=8.), part(tiny), 0, .05)[1][-1] > 90
+    line, again = (one(CELL, part(tiny), 0, .05) for _ in range(2))
+    assert line['test'] == again['test'] and line['curve'] == again['curve']
+    assert len(line['curve']) == 4                          # steps, of which none is looked at twice
+    assert one(CELL, part(tiny), 1, .05)['curve'] != line['curve']
+    assert one(CELL._replace(length=8.), part(tiny), 0, .05)['curve'][-1] > 90
 
-def test_losses_of_a_seed_start_alike_but_for_the_last_bias(tiny, monkeypatch):
-    monkeypatch.setattr(finetune, 'order', lambda *_: [])
-    first = {loss: trained(CELL._replace(loss=loss), part(tiny), 0, .01)[0].state_dict() for loss in finetune.LOSSES}
+def test_trainings_side_by_side_do_not_touch_each_other(tiny):
+    parts = [part(tiny, seed) for seed in range(2)]
+    asked = [(.05, 0), (.05, 1), (.1, 0)]
+    for line, (rate, seed) in zip(run(CELL, parts, asked), asked):
+        alone = one(CELL, parts[seed], seed, rate)
+        assert (line['seed'], line['rate'], line['curve'], line['test']) == (seed, rate, alone['curve'], alone['test'])
+
+class Rehearsed(Graphed):
+    "What a GPU repeats by itself, here by Python"
+    device, fixed = 'cpu', dict(fused=True)
+    def record(self): self.warm_up()
+    def learn(self, _): self.advance()
+    def logits(self, which): return Training.logits(self, which)
+    clock, machine = Training.clock, Training.machine
+
+def test_the_step_that_a_gpu_repeats_is_the_one_of_a_cpu(tiny, monkeypatch):
+    "From the same start, after warming up. In float64: Adam makes much of gradients that are zero but for rounding"
+    cell, found = CELL._replace(length=4., loss='ASL'), part(tiny)
+    double = network('scratch', 3).double()
+    monkeypatch.setattr(networks, 'network', lambda *_: copy.deepcopy(double))
+    monkeypatch.setattr(networks, 'as_input', lambda x, before=networks.as_input: before(x).double())
+    start, here, there = (kind(cell, found, 0, .01) for kind in (Training, Training, Rehearsed))
+    torch.testing.assert_close(there.net.state_dict(), start.net.state_dict(), rtol=0, atol=0)
+    for step in range(here.steps):
+        for each in (here, there): each.learn(step)
+    assert not torch.allclose(here.logits('test'), start.logits('test'), atol=.1)
+    torch.testing.assert_close(there.logits('test'), here.logits('test'), rtol=1e-6, atol=1e-6)
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_a_gpu_learns_what_a_cpu_learns(tiny):
+    cell, parts = CELL._replace(length=4.), [part(tiny, seed) for seed in range(2)]
+    asked = [(.01, 0), (.01, 1)]
+    for here, there in zip(run(cell, parts, asked), run(cell, parts, asked, Graphed)):
+        assert here['curve'] == pytest.approx(there['curve'], abs=2.) and there['curve'][-1] > there['curve'][0]
+
+def test_losses_of_a_seed_start_alike_but_for_the_last_bias(tiny):
+    first = {loss: Training(CELL._replace(loss=loss), part(tiny), 0, .01).net.state_dict() for loss in finetune.LOSSES}
     for loss, weights in first.items():
         other = {name for name, value in weights.items() if not value.equal(first['BCE'][name])}
-        assert other == ({f'{len(finetune.network("scratch", 3))-1}.bias'} if 'prior' in loss else set())
+        assert other == ({f'{len(network("scratch", 3))-1}.bias'} if 'prior' in loss else set())
 
 def test_the_head_has_a_rate_of_its_own():
     net = network('scratch', 5)
@@ -107,7 +150,7 @@ def test_the_head_has_a_rate_of_its_own():
     assert len(body['params'])+2 == len(list(net.parameters()))
 
 def test_a_network_that_broke_can_be_measured(tiny):
-    assert finetune.run(CELL, part(tiny), 0, float('inf'))['test']['mAP'] > 0
+    assert one(CELL, part(tiny), 0, float('inf'))['test']['mAP'] > 0
 
 # The search for the rate
 
@@ -153,11 +196,14 @@ class Killed(Exception): pass
 def test_what_was_run_is_not_run_again(tiny, tmp_path, monkeypatch):    # noqa: ARG001 - tiny replaces the sets
     out = tmp_path/'real.jsonl'
     count = []
-    def run(cell, _, seed, rate):
+    def run(cell, _, asked, kind):
         if len(count) == 4: raise Killed
+        (rate, seed), = asked
+        assert kind is Training
         count.append((rate, seed))
-        return dict(cell._asdict(), seed=seed, rate=rate, curve=[50-rate/100], test=dict.fromkeys(
+        line = dict(cell._asdict(), seed=seed, rate=rate, curve=[50-rate/100], test=dict.fromkeys(
             ['mAP', 'OF1', 'OF1_posterior', 'ECE', 'ECE_posterior'], 1.), ms=1., cpu_s=1., machine={})
+        return [line]
     monkeypatch.setattr(finetune, 'run', run)
     monkeypatch.setitem(finetune.RATES, 'scratch', [8., 16., 32.])
     for module in (experiment, finetune): monkeypatch.setattr(module, 'MOST_RATES', 5)
@@ -208,7 +254,7 @@ def test_a_situation_trains_and_is_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(collages, 'digit_collages', lambda *a, **k: collages.Collages(*TINY(*a, **k)))
     line = collages.run('tiny', 'ASL + prior', .01, 0)
     assert line['valid'] > 0 and line['small'] == 100.      # of gradients below ten times an epsilon of 1
-    finetune.append(tmp_path/'c.jsonl', line)
+    experiment.append(tmp_path/'c.jsonl', line)
     assert collages.runs_in(tmp_path/'c.jsonl', 'tiny') == {('ASL + prior', .01, 0): line}
     assert collages.runs_in(tmp_path/'c.jsonl', 'other') == {}
 
@@ -217,9 +263,9 @@ def test_the_record_has_what_each_seed_gave_and_knows_what_is_whole(tmp_path):
     best = {'BCE + prior': .02, 'ASL + prior': .04}
     for loss, rate, seed in product(best, (.01, .02, .04, .08), (1, 0)):
         value = 50-abs(math.log2(rate/best[loss]))+seed
-        finetune.append(out, dict(situation='plain', loss=loss, rate=rate, seed=seed, gradient=.1, small=0.,
+        experiment.append(out, dict(situation='plain', loss=loss, rate=rate, seed=seed, gradient=.1, small=0.,
             valid=value, test=value+10*(loss == 'ASL + prior'), curve=[value], cpu_s=1., machine=dict(cpu='one')))
-    finetune.append(out, dict(experiment.lines_of(out)[0], situation='long'))
+    experiment.append(out, dict(experiment.lines_of(out)[0], situation='long'))
     collages.collect(out, tmp_path/'c.json')
     found = CollageRecord(tmp_path/'c.json', seeds=2)
     assert found.best('plain', 'BCE + prior')['test'] == [50, 51] and found.chosen('plain', 'ASL + prior') == .04

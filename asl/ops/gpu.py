@@ -310,6 +310,9 @@ TILE = 2048                    # entries of a program
 WARPS = 8                      # threads of a program, in groups of 32
 TILE_CLASSES = 64              # of a tile that has several rows
 
+def _next_power_of_2(n:int) -> int: return 1 << (n-1).bit_length()
+def _pieces(n:int, size:int) -> int: return -(-n//size)
+
 def _margin_logit(clip:float|Tensor) -> tuple[float|Tensor, float|Tensor]:
     "log(clip/(1-clip)) in two parts; no margin: no logit is below it"
     if not isinstance(clip, Tensor) and clip == 0: return -math.inf, 0.
@@ -329,7 +332,7 @@ def _multi_label_arguments(input:Tensor, target:Tensor, s:Settings, ignore_index
     input = input.reshape(shape)
     target = target.reshape(shape)
     N, C = input.shape
-    cols = TILE if flat else min(TILE_CLASSES, triton.next_power_of_2(C))
+    cols = TILE if flat else min(TILE_CLASSES, _next_power_of_2(C))
     rows = TILE//cols
     unknown = _unknown_label(target.dtype, ignore_index)
     numbers = {name: _kernel_number(v) for name, v in settings.items()}
@@ -340,7 +343,26 @@ def _multi_label_arguments(input:Tensor, target:Tensor, s:Settings, ignore_index
         WHOLE_NEG=_whole_gamma(s.gamma_neg), WHOLE_POS=_whole_gamma(s.gamma_pos),
         HAS_MARGIN=isinstance(s.clip, Tensor) or s.clip != 0, PER_CLASS=table is not None, DETACH=bool(s.detach),
         ALL_KNOWN=unknown is None, ROWS=rows, COLS=cols)
-    return triton.cdiv(N, rows)*triton.cdiv(C, cols), arguments
+    return _pieces(N, rows)*_pieces(C, cols), arguments
+
+# %% ../../nbs/26_ops.gpu.ipynb #4c567c7f
+_programs:dict[tuple, Any] = {}
+MOST_PROGRAMS = 1000           # kinds of arguments that are remembered: then all are forgotten
+
+def _kind(value) -> Any:
+    "What a program is compiled for, of an argument"
+    if isinstance(value, Tensor): return value.dtype, value.data_ptr()%16
+    return float if isinstance(value, float) else value
+
+def _launch(kernel, count:int, **arguments):
+    "Start so many programs of a kernel, on the device and in the stream of `input`"
+    values = [arguments[name] for name in kernel.arg_names]
+    kind = (id(kernel), arguments['input'].device, *map(_kind, values))
+    with torch.cuda.device_of(arguments['input']):
+        if program := _programs.get(kind): return program[count, 1, 1](*values)
+        if len(_programs) >= MOST_PROGRAMS: _programs.clear()
+        _programs[kind] = kernel[count,](*values, num_warps=WARPS)
+
 
 # %% ../../nbs/26_ops.gpu.ipynb #02833b45
 def _multi_label_forward(input:Tensor, target:Tensor, s:Settings, ignore_index:int, keep:bool):
@@ -349,9 +371,8 @@ def _multi_label_forward(input:Tensor, target:Tensor, s:Settings, ignore_index:i
     losses = torch.empty_like(arguments['input'], dtype=torch.float32) if keep else None
     losses_n, losses_c = (0, 0) if losses is None else losses.stride()
     sums = torch.empty(programs, 3, device=input.device)
-    with torch.cuda.device_of(input):
-        _multi_label_losses[(programs,)](**arguments, losses=losses, losses_n=losses_n, losses_c=losses_c, sums=sums,
-            slack=label_slack(target), STORE=keep, num_warps=WARPS)
+    _launch(_multi_label_losses, programs, **arguments, losses=losses, losses_n=losses_n, losses_c=losses_c,
+        sums=sums, slack=label_slack(target), STORE=keep)
     return losses if losses is None else losses.view(input.shape), sums
 
 def _multi_label_backward(input:Tensor, target:Tensor, s:Settings, ignore_index:int, output_gradient:Tensor,
@@ -360,10 +381,9 @@ def _multi_label_backward(input:Tensor, target:Tensor, s:Settings, ignore_index:
     programs, arguments = _multi_label_arguments(input, target, s, ignore_index)
     gradient = arguments['input'] if in_place else torch.empty_like(arguments['input'])
     output_gradient = output_gradient.reshape(gradient.shape)
-    with torch.cuda.device_of(input):
-        _multi_label_gradients[(programs,)](**arguments, gradient=gradient,
-            gradient_n=gradient.stride(0), gradient_c=gradient.stride(1), output_gradient=output_gradient,
-            output_n=output_gradient.stride(0), output_c=output_gradient.stride(1), num_warps=WARPS)
+    _launch(_multi_label_gradients, programs, **arguments, gradient=gradient,
+        gradient_n=gradient.stride(0), gradient_c=gradient.stride(1), output_gradient=output_gradient,
+        output_n=output_gradient.stride(0), output_c=output_gradient.stride(1))
     return gradient.view(input.shape)
 
 # %% ../../nbs/26_ops.gpu.ipynb #d314bc98
@@ -676,7 +696,7 @@ def _single_label_arguments(input:Tensor, target:Tensor, settings:tuple, ignore_
     unknown = _unknown_label(target.dtype, ignore_index)
     table = _settings_table((gamma_pos, gamma_neg, weight), C, input.device)
     most = STEP_CLASSES if input.stride(1) == 1 else STEP_CLASSES_STRIDED
-    cols = min(most, triton.next_power_of_2(C))
+    cols = min(most, _next_power_of_2(C))
     rows = TILE//cols
     arguments = dict(input=input, target=target, table=table, gamma_pos=_kernel_number(gamma_pos),
         gamma_neg=_kernel_number(gamma_neg), weight=_kernel_number(weight), target_share=1-eps+eps/C, share=eps/C,
@@ -685,7 +705,7 @@ def _single_label_arguments(input:Tensor, target:Tensor, settings:tuple, ignore_
         input_n=input.stride(0), input_c=input.stride(1), input_d=input.stride(2),
         target_n=target.stride(0), target_d=target.stride(1),
         WHOLE_NEG=_whole_gamma(gamma_neg), PER_CLASS=table is not None, SMOOTH=eps > 0, ROWS=rows, COLS=cols)
-    return triton.cdiv(target.numel(), rows), arguments
+    return _pieces(target.numel(), rows), arguments
 
 # %% ../../nbs/26_ops.gpu.ipynb #60c0007f
 def _single_label_forward(input:Tensor, target:Tensor, settings:tuple, ignore_index:int) -> tuple[Tensor, Tensor]:
@@ -693,9 +713,7 @@ def _single_label_forward(input:Tensor, target:Tensor, settings:tuple, ignore_in
     programs, arguments = _single_label_arguments(input, target, settings, ignore_index)
     statistics = torch.empty(4, target.numel(), dtype=torch.float64, device=input.device)
     losses = torch.empty(3, target.numel(), dtype=torch.float64, device=input.device)
-    with torch.cuda.device_of(input):
-        _single_label_losses[(programs,)](**arguments, statistics=statistics, losses=losses,
-            num_warps=WARPS)
+    _launch(_single_label_losses, programs, **arguments, statistics=statistics, losses=losses)
     return statistics, losses
 
 def _single_label_backward(input, target, statistics, settings, ignore_index, output_gradient) -> Tensor:
@@ -703,11 +721,10 @@ def _single_label_backward(input, target, statistics, settings, ignore_index, ou
     programs, arguments = _single_label_arguments(input, target, settings, ignore_index)
     gradient = torch.empty_like(arguments['input'])
     output_gradient = output_gradient.reshape(arguments['target'].shape)
-    with torch.cuda.device_of(input):
-        _single_label_gradients[(programs,)](**arguments, statistics=statistics,
-            gradient=gradient, gradient_n=gradient.stride(0), gradient_c=gradient.stride(1),
-            gradient_d=gradient.stride(2), output_gradient=output_gradient,
-            output_n=output_gradient.stride(0), output_d=output_gradient.stride(1), num_warps=WARPS)
+    _launch(_single_label_gradients, programs, **arguments, statistics=statistics,
+        gradient=gradient, gradient_n=gradient.stride(0), gradient_c=gradient.stride(1),
+        gradient_d=gradient.stride(2), output_gradient=output_gradient,
+        output_n=output_gradient.stride(0), output_d=output_gradient.stride(1))
     return gradient.view(input.shape)
 
 # %% ../../nbs/26_ops.gpu.ipynb #c9fbd582

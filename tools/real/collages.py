@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment import append, beyond, claimed, lines_of, machine, write_record
-from finetune import convolutions, head_of
+from networks import convolutions, head_of
 from losses import Row, loss_of
 from measures import average_precision
 from train import CHECKED
