@@ -1,14 +1,16 @@
 "The experiment on real data: its losses mean what they say, its parts share no group, what is recorded can be told"
-import json, sys
+import json, math, sys
 from pathlib import Path
 
 import pytest, torch
+from sklearn.metrics import average_precision_score
 from torch.testing import assert_close
 
 sys.path.insert(0, str(Path(__file__).parents[1]/'tools'/'real'))
 import experiment
 from experiment import Cell, beyond
 from losses import LOSSES, loss_of
+from measures import average_precision, descending
 from parts import corrupted, divided, part_of, written_share
 from train import trained
 
@@ -87,3 +89,23 @@ def test_a_cell_is_run_recorded_and_collected(tmp_path, monkeypatch):
     experiment.collect(again, tmp_path/'again.json')
     assert len(again.read_text().splitlines()) == 1
     assert (tmp_path/'again.json').read_text() == (tmp_path/'real.json').read_text()
+
+# Measures
+
+@pytest.mark.parametrize('change', [lambda z: z, lambda z: (3*z).round()/3, lambda z: z*1e30, lambda z: z*1e-42,
+    torch.zeros_like, lambda z: -0.*z])
+def test_the_order_of_scores_is_that_of_a_stable_sort(change):
+    for shape in ((7, 300), (1, 2000), (4, 1)):
+        z = change(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+        assert descending(z).equal(z.argsort(dim=1, descending=True, stable=True))
+
+def test_average_precision_is_that_of_scikit_learn():
+    g = torch.Generator().manual_seed(0)
+    z, y = torch.randn(500, 5, generator=g), torch.rand(500, 5, generator=g) < .1
+    y[:, 4] = False
+    found = average_precision(z, y)
+    assert found[:4].tolist() == pytest.approx([average_precision_score(y[:, c], z[:, c]) for c in range(4)], rel=1e-5)
+    assert found[4].isnan()
+    z[0] = math.inf
+    y[0] = True
+    assert average_precision(z, y)[4] == 1.

@@ -1,15 +1,27 @@
 """What the models are judged by, in percent"""
+import numpy as np
 import torch
 from torch import Tensor
 
 from asl.training.score import best_of1, ece, of1
 
+def descending(scores:Tensor) -> Tensor:
+    """Of each line of (C, n) the places from the highest score to the lowest, among equals the first; scores are finite.
+
+    What argsort says, in a third of its time: NumPy sorts whole numbers faster, here a score above its place."""
+    bits = (scores.float()+0.).contiguous().view(torch.int32)                     # +0. makes -0. the same as 0.
+    rising = torch.where(bits < 0, bits^0x7fffffff, bits).long()                  # in the order of the scores
+    places = torch.arange(scores.shape[1])
+    return torch.from_numpy(np.sort((((-1-rising) << 32) | places).numpy(), -1)) & 0xffffffff
+
 def average_precision(scores:Tensor, y:Tensor) -> Tensor:
     "Of each class, (C,); nan where none is positive. scores and y, bool, are (n, C)"
-    hits = y.gather(0, scores.argsort(dim=0, descending=True, stable=True)).float()
-    found = hits.cumsum(0)
-    precision = found/torch.arange(1, len(y)+1)[:, None]
-    return (precision*hits).sum(0)/found[-1]
+    finite = bool(scores.isfinite().all())
+    order = descending(scores.mT) if finite else scores.mT.argsort(dim=1, descending=True, stable=True)
+    hits = y.mT.gather(1, order).float()
+    found = hits.cumsum(1)
+    precision = found/torch.arange(1, len(y)+1)
+    return (precision*hits).sum(1)/found[:, -1]
 
 def ece_by_class(p:Tensor, y:Tensor) -> float:
     "The calibration error of each class, averaged"
