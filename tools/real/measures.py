@@ -6,7 +6,7 @@ from torch import Tensor
 from asl.training.score import best_of1, ece, of1
 
 def descending(scores:Tensor) -> Tensor:
-    """Of each line of (C, n) the places from the highest score to the lowest, among equals the first; scores are finite.
+    """Of each line of (C, n) the places from the highest score to the lowest, of equals in order; scores are finite.
 
     What argsort says, in a third of its time: NumPy sorts whole numbers faster, here a score above its place."""
     bits = (scores.float()+0.).contiguous().view(torch.int32)                     # +0. makes -0. the same as 0.
