@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .loss import AsymmetricLossMultiLabel, MultiLabelLoss
+from .ops.checks import check_whole
 from .ops.common import of_classes, per_class
 from .ops.head import BUDGET, loss_in_tiles, tiling_within
-from .ops.head_checks import (check_budget, check_constant, check_target_kind, check_whole,
-    checked_settings, stand_in_logits)
+from .ops.head_checks import (check_budget, check_constant,
+    check_target_kind, checked_settings, stand_in_logits)
 from .ops.step import Stepping
 from .ops.tiles import slices
 from .ops.torch_private import not_compiled

@@ -2,6 +2,7 @@
 gradients, posteriors, heads, trainings and predictions with the package of that commit and with the one here, and
 compares their SHA-256, case by case."""
 import hashlib, io, json, os, random, subprocess, sys
+from argparse import ArgumentParser
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from itertools import product
@@ -315,4 +316,7 @@ def main(commit):
     print(f'{len(was)-len(off)} passed, {len(off)} failed')
     return bool(off)
 
-if __name__ == '__main__': sys.exit(main(*sys.argv[1:]))
+if __name__ == '__main__':
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument('commit', help='of git: the code that was')
+    sys.exit(main(parser.parse_args().commit))

@@ -7,7 +7,7 @@ __all__ = []
 
 # %% ../../nbs/20_ops.checks.ipynb #a5e10010
 import math
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,12 @@ def check_number(name:str, value, needs:str, fits) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f'{name}: got {type(value).__name__}, needs {needs}')
     if not fits(value): raise ValueError(f'{name}: got {value}, needs {needs}')
+
+def check_whole(name:str, value, needs:str, least:int, most:float=math.inf) -> None:
+    "Raise unless value is a whole number, and no bool, from least to most"
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f'{name}: got {type(value).__name__}, needs {needs}')
+    if not least <= int(value) <= most: raise ValueError(f'{name}: got {value}, needs {needs}')
 
 def check_arguments(input, target, reduction, single=False, ignore_index=-100):
     "Raise for what is wrong without looking at values"

@@ -6,14 +6,12 @@
 __all__ = []
 
 # %% ../../nbs/27b_ops.head_checks.ipynb #ad132b32
-import math
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .checks import at_least_float32, check_arguments, check_setting, check_tensor
+from .checks import at_least_float32, check_arguments, check_setting, check_tensor, check_whole
 from .common import Settings
 
 # %% ../../nbs/27b_ops.head_checks.ipynb #0ba3b151
@@ -53,12 +51,6 @@ def checked_settings(logits:Tensor, given:dict[str, Any], detach:bool) -> Settin
     if given['eps'] is None: given = given|dict(eps=0.)
     checked:dict[str, Any] = {name: check_setting(name, value, logits, logits.dtype) for name, value in given.items()}
     return Settings(weight=checked.pop('class_weight'), **checked, detach=detach)
-
-def check_whole(name:str, value, needs:str, least:int, most:float=math.inf):
-    "Raise unless value is a whole number, and no bool, from least to most"
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f'{name}: got {type(value).__name__}, needs {needs}')
-    if not least <= int(value) <= most: raise ValueError(f'{name}: got {value}, needs {needs}')
 
 def check_budget(budget):
     "Raise unless a tile can have so many bytes"
