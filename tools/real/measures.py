@@ -8,7 +8,7 @@ from asl.training.score import best_of1, ece, of1
 def descending(scores:Tensor) -> Tensor:
     """Of each line of (C, n) the places from the highest score to the lowest, of equals in order; scores are finite.
 
-    What argsort says, in a third of its time: NumPy sorts whole numbers faster, here a score above its place."""
+    What argsort says, in half of its time: NumPy sorts whole numbers faster, here a score above its place."""
     bits = (scores.float()+0.).contiguous().view(torch.int32)                     # +0. makes -0. the same as 0.
     rising = torch.where(bits < 0, bits^0x7fffffff, bits).long()                  # in the order of the scores
     places = torch.arange(scores.shape[1])
