@@ -310,6 +310,7 @@ TILE = 2048                    # entries of a program
 WARPS = 8                      # threads of a program, in groups of 32
 TILE_CLASSES = 64              # of a tile that has several rows
 
+# Triton's own take ten microseconds a call
 def _next_power_of_2(n:int) -> int: return 1 << (n-1).bit_length()
 def _pieces(n:int, size:int) -> int: return -(-n//size)
 
@@ -362,7 +363,6 @@ def _launch(kernel, count:int, **arguments):
         if program := _programs.get(kind): return program[count, 1, 1](*values)
         if len(_programs) >= MOST_PROGRAMS: _programs.clear()
         _programs[kind] = kernel[count,](*values, num_warps=WARPS)
-
 
 # %% ../../nbs/26_ops.gpu.ipynb #02833b45
 def _multi_label_forward(input:Tensor, target:Tensor, s:Settings, ignore_index:int, keep:bool):

@@ -128,3 +128,20 @@ def overall(difference:Difference, sets, ways=WAYS) -> Verdict|None:
     "The judgement over sets"
     means = [*by_set(difference, sets, ways).values()]
     return over_sets(means) if means else None
+
+class PrintedRecord:
+    "Of real_gpu.json one set and way: mAP of each training, and the rate that validation chose for each loss"
+    def __init__(self, path, block:Block):
+        whole = json.loads(Path(path).read_text())
+        def of_block(rows): return [row for row in rows if (row['set'], row['way']) == block]
+        self.rates = {row['loss']: row['rate'] for row in of_block(whole['means'])}
+        self.runs = {(row['loss'], row['rate'], row['seed']): row for row in of_block(whole['runs'])}
+        self.seeds = sorted({seed for _, _, seed in self.runs})
+
+    def maps(self, loss:str, part:str='test', rate:float|None=None):
+        "By seed, at the chosen rate if none is said"
+        return np.array([self.runs[loss, rate or self.rates[loss], seed][part] for seed in self.seeds])
+
+    def less(self, loss:str, rival:str) -> Verdict:
+        "The judgement on the difference, each at its own rate"
+        return over_seeds(self.maps(loss)-self.maps(rival))
