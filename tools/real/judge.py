@@ -41,6 +41,12 @@ class Verdict(NamedTuple):
         if self.n < 2: return float('inf')
         return float(self.half*(1+t.ppf(.8, self.n-1)/t.ppf((1+SURE)/2, self.n-1)))
 
+    def ends(self, digits:int=1) -> str:
+        "The interval in words"
+        return f'{self.low:+.{digits}f} to {self.high:+.{digits}f}'
+
+    def __str__(self): return f'{self.mean:+.1f} ({self.ends()})'
+
 def interval(mean:float, error:float, n:int) -> Verdict:
     "By Student's t, of the standard error of a mean of n values"
     half = t.ppf((1+SURE)/2, n-1)*error if n > 1 else float('inf')

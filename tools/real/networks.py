@@ -141,10 +141,14 @@ class Training:
         row = loss_of(cell.loss, prior)
         if row.starts_at is not None: head_of(self.net).bias.data = row.starts_at(prior).view(-1)
         self.loss = row.loss
-        self.optimizer = optimizer_of(self.net, rate, HEAD[cell.way])
+        self.prepare()
         self.draws = draws(cell, part, seed)
         self.steps = len(self.draws.index)
         self.curve:list[float] = []     # mAP on the validation part by the labels as they are written, in percent
+
+    def prepare(self):
+        "What a step needs besides, where it will be computed"
+        self.optimizer = optimizer_of(self.net, self.rate, HEAD[self.cell.way])
 
     def update(self, factor, index:Tensor, corners:Tensor, mirrored:Tensor):
         "One step on a batch, at `factor` times the peak rate"

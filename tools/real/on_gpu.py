@@ -23,15 +23,17 @@ class Graphed(Training):
     device, fixed = 'cuda', dict(fused=True, capturable=True)
     def __init__(self, cell, part, seed, rate):
         super().__init__(cell, part, seed, rate)
-        torch.backends.cudnn.allow_tf32 = False
-        self.net.to(self.device, memory_format=torch.contiguous_format)
-        self.features, self.labels = (on_device(each, self.device) for each in (part.features, part.labels))
-        self.optimizer = optimizer_of(self.net, rate, HEAD[cell.way], lr=torch.tensor(0., device=self.device),
-            **self.fixed)
         factors = torch.tensor([cycle(step, self.steps) for step in range(self.steps)])
         self.tables = [each.to(self.device) for each in (factors, *self.draws)]
         self.step = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.record()
+
+    def prepare(self):
+        torch.backends.cudnn.allow_tf32 = False
+        self.net.to(self.device, memory_format=torch.contiguous_format)
+        self.features, self.labels = (on_device(each, self.device) for each in (self.features, self.labels))
+        rate = torch.tensor(0., device=self.device)
+        self.optimizer = optimizer_of(self.net, self.rate, HEAD[self.cell.way], lr=rate, **self.fixed)
 
     def advance(self):
         "The next step, whose number the device knows"
