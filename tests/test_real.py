@@ -11,7 +11,7 @@ sys.path.append(str(Path(__file__).parents[1]/'tools'))
 from real import data, picture
 from real.features import as_tensor, groups, plain, square
 from real.judge import VALID, critical_difference, friedman, mean_ranks, over_seeds, over_sets
-from real.record import Record, both, by_block, by_set, overall
+from real.record import Record, both, but, by_block, by_set, overall
 from real.sources import characters, drawing_keywords, keyword_table, label_table
 from real.sources import read_arff, read_table, read_tsv, tagged_packages
 
@@ -220,6 +220,14 @@ def test_differences_are_paired_by_seed_and_averaged_by_set(record):
     assert by_set(lead, ['x', 'y', 'z']) == dict(x=1, y=3)
     assert overall(lead, ['x', 'y', 'z'])[::2] == (2, 2) and overall(lead, ['z']) is None
     assert overall(record.less('a', 'b'), ['x', 'y']).mean == -2
+
+def test_one_block_may_come_from_another_record(record):
+    mixed = but(('x', 'mlp'), record.less('a', 'b'), record.less('b', 'a'))
+    assert by_set(mixed, ['x', 'y']) == dict(x=0, y=3)                  # x: 1 and -1
+
+def test_a_verdict_in_words():
+    found = over_sets([0., 1, 2])
+    assert str(found) == '+1.0 (-1.5 to +3.5)' and found.ends(2) == '-1.48 to +3.48'
 
 def test_what_was_not_run_is_none(record):
     assert record.less('b', 'c')(('x', 'mlp')) is None and record.less('b', 'a', labels='kept 25')(('x', 'mlp')) is None

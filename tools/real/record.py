@@ -111,6 +111,10 @@ def both(a:Difference, b:Difference) -> Difference:
     "The one less the other, where both are known"
     return lambda block: minus(a(block), b(block))
 
+def but(block:Block, other:Difference, difference:Difference) -> Difference:
+    "A difference, of one block by another record"
+    return lambda each: (other if each == block else difference)(each)
+
 def by_block(difference:Difference, sets, ways=WAYS, **judged) -> dict[Block, Verdict]:
     "The judgement on each set and way of which there is one"
     blocks = {(name, way): difference((name, way)) for way in ways for name in sets}
