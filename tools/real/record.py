@@ -1,5 +1,5 @@
 """The records of the experiments on real data and on collages, asked for numbers by set, way, loss and so on"""
-import json
+import copy, json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +19,12 @@ class Record:
         self.command: str = found['command']
         self.cells = {tuple(cell[name] for name in ('set', 'way', 'labels', 'length', 'loss')): cell
             for cell in found['cells']}
+
+    def __or__(self, other:'Record') -> 'Record':
+        "The same, but for the cells that another record has as well: those are the other's"
+        merged = copy.copy(self)
+        merged.cells = self.cells | other.cells
+        return merged
 
     def cell(self, block:Block, loss:str, labels='all', length=1.) -> dict|None:
         return self.cells.get((*block, labels, length, loss))
@@ -110,10 +116,6 @@ def minus(a:Seeds|None, b:Seeds|None) -> Seeds|None:
 def both(a:Difference, b:Difference) -> Difference:
     "The one less the other, where both are known"
     return lambda block: minus(a(block), b(block))
-
-def but(block:Block, other:Difference, difference:Difference) -> Difference:
-    "A difference, of one block by another record"
-    return lambda each: (other if each == block else difference)(each)
 
 def by_block(difference:Difference, sets, ways=WAYS, **judged) -> dict[Block, Verdict]:
     "The judgement on each set and way of which there is one"
