@@ -38,11 +38,15 @@ def polynomial(coefficients:Sequence[float], x):
 # %% ../../nbs/23_ops.common.ipynb #fd3afedd
 MOST_MULTIPLIED = 16                        # a larger exponent is left to PyTorch's power
 
+def is_multiplied(exponent:float|Tensor) -> bool:
+    "Whether `power` multiplies: for small whole numbers"
+    return not isinstance(exponent, Tensor) and exponent == int(exponent) and exponent <= MOST_MULTIPLIED
+
 def power(x, exponent):
     "x**exponent, by multiplication for small whole numbers; the number 1 for exponent 0, x itself for 1"
-    whole = not isinstance(exponent, Tensor) and exponent == int(exponent)
-    if not whole or exponent > MOST_MULTIPLIED: return x**exponent
+    if not is_multiplied(exponent): return x**exponent
     if exponent < 2: return x if exponent == 1 else 1.
+    if torch.compiler.is_compiling(): return x**int(exponent)       # a compiler multiplies too, and traces x once
     half = power(x, exponent//2)
     return half*half*x if exponent%2 else half*half
 

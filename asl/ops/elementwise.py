@@ -67,7 +67,7 @@ def even_of(z:Tensor, p:Tensor, q:Tensor) -> Even:
     size = z.abs()
     e = torch.exp(-size)
     a = e/((1+e)+1)                    # as in `sigmoids`, so that a compiler computes it once
-    square = a*a
+    square = a.square()
     smaller = torch.minimum(p, q)
     beyond = a*(smaller + square*polynomial(ATANH_BEYOND, square))
     return Even(size, smaller+beyond, beyond)
@@ -193,7 +193,7 @@ def beyond_linear(at:Sides) -> Tensor:
     if at.even is not None: return torch.where(at.p > at.q, at.even.beyond, cancels)
     q = at.q
     a = q/(2-q)
-    square = a*a
+    square = a.square()
     coefficients = [1/(2*i+3) for i in range(TERMS.get(q.dtype, 6))]
     series = q*q/(2-q) + 2*a*square*polynomial(coefficients, square)
     return torch.where(q < SERIES_TO, series, cancels)

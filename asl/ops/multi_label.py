@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/24_ops.multi_label.ipynb #b911db66
 import math
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch.autograd import Function
 from asl.ops.checks import (at_least_float32, count_known, invalid_target, known_entries, known_labels,
     label_slack)
 from .common import (ATANH_SERIES, LOG_SERIES, TANH_SERIES, TANH_SERIES_UPTO, AnySettings, Settings,
-    needs_double_backward, of_classes, per_class, polynomial, power, scaled, smooth, times, widened)
+    is_multiplied, needs_double_backward, of_classes, per_class, polynomial, power, scaled, smooth, times, widened)
 from .reference import INFINITE_FROM, infinite_again, margin_and_rest, mean_of_known, split_logit
 from .torch_private import assert_on_device, backward_keeps_graph, kept_when_compiled, one_minus_exp
 
@@ -38,7 +39,7 @@ def _by_series(p_m:Tensor, rest:Tensor, d:Tensor, m:float) -> Tensor:
     c = math.sqrt(m/2)
     a = torch.where(below_half, p_m, c-rest)/torch.where(below_half, 2-p_m, c+rest)
     log_c = torch.where(below_half, 0., math.log(c))
-    return a*polynomial(ATANH_SERIES, a*a) - log_c          # -log(1-p_m), or -log(rest/c), is 2 atanh(a)
+    return a*polynomial(ATANH_SERIES, a.square()) - log_c          # -log(1-p_m), or -log(rest/c), is 2 atanh(a)
 
 # %% ../../nbs/24_ops.multi_label.ipynb #af0d84a2
 def _by_logarithm(p_m:Tensor, rest:Tensor) -> Tensor:
@@ -59,7 +60,7 @@ def sigmoids(z:Tensor) -> tuple[Tensor, Tensor, Tensor]:
     larger = 1/total                                      # of p and q
     smaller = e*larger
     a = e/(total+1)                                       # log(1+e) = 2 atanh(e/(2+e))
-    log_total = torch.log1p(e) if z.dtype == torch.float64 else a*polynomial(LOG_SERIES, a*a)
+    log_total = torch.log1p(e) if z.dtype == torch.float64 else a*polynomial(LOG_SERIES, a.square())
     positive = z > 0
     p = torch.where(positive, larger, smaller)
     q = torch.where(positive, smaller, larger)
@@ -99,7 +100,7 @@ def shifted_probability(z:Tensor, p:Tensor, q:Tensor, m:float|Tensor) -> tuple[T
     mix = p*(1-2*m)+m if is_small else p*rest+q*m         # the same; the first has an operation less
     if not torch.compiler.is_compiling(): return d, torch.tanh(d*.5)*mix
     far = p-m if is_small else p*rest-q*m                 # the same; the first is as exact for a small margin only
-    return d, torch.where(d < TANH_SERIES_UPTO, d*polynomial(TANH_SERIES, d*d)*mix, far)
+    return d, torch.where(d < TANH_SERIES_UPTO, d*polynomial(TANH_SERIES, d.square())*mix, far)
 
 # %% ../../nbs/24_ops.multi_label.ipynb #ec9e2ea8
 SMALL_MARGIN = .02                          # up to here q+m can be so small that atanh would round it away
@@ -124,10 +125,14 @@ def _log_term(z:Tensor, p_m:Tensor, rest:Tensor, d:Tensor, log_total, m:float|Te
     return torch.where((m > SMALL_MARGIN) | (p_m < .5), out, if_large)
 
 # %% ../../nbs/24_ops.multi_label.ipynb #b9afa888
-def _lower_power(p_m:Tensor, gamma:float|Tensor) -> Tensor|float:
-    "p_m**(gamma-1) of Eq. (3); zero where p_m is and gamma < 1; the number 1 for gamma = 1"
-    if not isinstance(gamma, Tensor) and gamma >= 1: return power(p_m, gamma-1)
-    return torch.where(p_m == 0, 0., p_m**gamma)/p_m.clamp(min=torch.finfo(p_m.dtype).tiny)
+def _powers(p_m:Tensor, gamma:float|Tensor) -> tuple[Tensor|float, Tensor]:
+    "p_m**(gamma-1) of Eq. (3), the number 1 for gamma = 1, and p_m**gamma; if gamma < 1, both are zero where p_m is"
+    if isinstance(gamma, Tensor) or gamma < 1:
+        lower = torch.where(p_m == 0, 0., p_m**gamma)/p_m.clamp(min=torch.finfo(p_m.dtype).tiny)
+        return lower, lower*p_m
+    lower = power(p_m, gamma-1)
+    apart = torch.compiler.is_compiling() and is_multiplied(gamma)      # a compiler is to take p_m once for each
+    return lower, cast(Tensor, power(p_m, gamma)) if apart else lower*p_m
 
 # %% ../../nbs/24_ops.multi_label.ipynb #8e4ee98c
 def negative_term(z:Tensor, p:Tensor, q:Tensor, log_total, gamma:float|Tensor, m:float|Tensor, eps:float,
@@ -140,8 +145,7 @@ def negative_term(z:Tensor, p:Tensor, q:Tensor, log_total, gamma:float|Tensor, m
     rest = q+m
     exact = _log_term(z, p_m, rest, d, log_total, m)
     minus_log = exact.clamp(max=-math.log(eps)) if eps else exact
-    lower = _lower_power(p_m, gamma)
-    focus = lower*p_m
+    lower, focus = _powers(p_m, gamma)
     loss = focus*minus_log
     if not needs_grad: return loss, None
     share = torch.where(m > 0, q/rest, 1.) if isinstance(m, Tensor) else q/rest     # not 0/0 where m is 0

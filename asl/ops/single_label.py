@@ -341,35 +341,27 @@ class Sums(NamedTuple):
     q_top: Tensor              # 1-p of the largest
     at_target: Tensor          # the gradient at the target
 
-class Entries(NamedTuple):
-    "Of each entry, (N, C, ...); A of Eq. (2) and the loss are zero at the target"
-    p: Tensor
-    A: Tensor
-    minus_loss: Tensor
-    below: Tensor              # whether it is below the largest logit of its row
-    is_target: Tensor
-
 # %% ../../nbs/25_ops.single_label.ipynb #0a966c10
-def _each_entry(logits, index, settings, row, in_backward):
-    """Eq. (2) of each entry; nan where a class is masked.
+class Entries(NamedTuple):
+    "What classes that are not the target add: each, (N, C, ...), or (N, 1, ...) where that is one number for a row"
+    p: Tensor
+    A: Tensor                  # of Eq. (2)
+    minus_loss: Tensor
 
-    in_backward in other words, lest a compiler keep what forward computed for it.
-    """
+def _entries(p, log_p, C, settings):
+    "Eq. (2) of classes with these p and log p"
     _, gamma, eps, weight = settings
-    dtype = logits.dtype
-    exponential, difference, _ = _exact_exp(logits, row.maximum, in_backward)
-    if in_backward:
-        below = row.maximum > logits
-        is_target = ~(_is_target(logits, index)^True)
-    else:
-        below = logits < row.maximum
-        is_target = _is_target(logits, index)
-    p = torch.where(below, exponential*row.inverse_total.to(dtype), torch.exp(row.log_p_top).to(dtype))
-    log_p = torch.where(below, difference-row.log_total.to(dtype), row.log_p_top.to(dtype))
-    share = eps/logits.shape[1]*weight
-    if isinstance(share, Tensor): share = share.to(dtype)
-    focus = torch.where(is_target, 0., _focus(p, log_p, gamma)*share)
-    return Entries(p, focus*(1+gamma*log_p), focus*log_p, below, is_target)
+    share = eps/C*weight
+    if isinstance(share, Tensor): share = share.to(p.dtype)
+    focus = _focus(p, log_p, gamma)*share
+    return Entries(p, focus*(1+gamma*log_p), focus*log_p)
+
+def _below_and_top(exponential, difference, row, settings):
+    "What each entry adds if it is below the largest logit of its row (nan where a class is masked), and if it is that"
+    dtype = exponential.dtype
+    C = exponential.shape[1]
+    below = _entries(exponential*row.inverse_total.to(dtype), difference-row.log_total.to(dtype), C, settings)
+    return below, _entries(torch.exp(row.log_p_top).to(dtype), row.log_p_top.to(dtype), C, settings)
 
 # %% ../../nbs/25_ops.single_label.ipynb #3cd3ca37
 def _sum(entries):
@@ -379,22 +371,21 @@ def _sum(entries):
 def _sum_others(logits, index, settings, row, exponential, difference, n_top):
     "Minus the loss of the others, and two sums of their A: below the largest logit, and of the n_top that equal it"
     _, gamma, eps, weight = settings
-    masked = _is_masked(logits)
+    is_below = logits < row.maximum
+    is_target = _is_target(logits, index)
+    counts = is_below & ~_is_masked(logits) & ~is_target
     if isinstance(gamma, Tensor):
-        _, A, minus_loss, below, _ = _each_entry(logits, index, settings, row, in_backward=False)
-        A_below = _sum(torch.where(below & ~masked, A, 0.))
-        A_top = _sum(torch.where(below, 0., A))
-        return _sum(torch.where(masked, 0., minus_loss)), A_below, A_top
+        below, top = _below_and_top(exponential, difference, row, settings)
+        minus_loss, A_top = (torch.where(is_below | is_target, 0., each) for each in (top.minus_loss, top.A))
+        minus_loss = torch.where(counts, below.minus_loss, minus_loss)
+        return _sum(minus_loss), _sum(torch.where(counts, below.A, 0.)), _sum(A_top)
     focus = _focus(exponential, difference, gamma)
     scale = eps/logits.shape[1]*torch.exp(-gamma*row.log_total)
-    below = logits < row.maximum
-    is_target = _is_target(logits, index)
     if isinstance(weight, Tensor):
         weight = weight.to(logits.dtype)
         focus = focus*weight
-        n_top = _sum(torch.where(below | is_target, 0., weight))                # so many, each with its weight
+        n_top = _sum(torch.where(is_below | is_target, 0., weight))             # so many, each with its weight
     else: scale = scale*weight
-    counts = below & ~masked & ~is_target
     sum_focus = scale*_sum(torch.where(counts, focus, 0.))
     top_focus = scale*n_top*torch.exp(gamma*(row.log_p_top+row.log_total))
     minus_below = scale*_sum(torch.where(counts, focus*difference, 0.)) - row.log_total*sum_focus       # Eq. (5)
@@ -441,13 +432,15 @@ def _loss_and_sums(logits, index, settings):
     return -term.minus_loss-minus_others, row, Sums(term.A+A_below, A_top, q_top, at_target)
 
 # %% ../../nbs/25_ops.single_label.ipynb #ced052be
-def _gradient_from_sums(logits, index, settings, row, sums):
-    "Eq. (1) below the largest logit, else Eq. (4); (N, C, ...)"
-    sum_below, sum_top, q_top, at_target = (each.to(logits.dtype) for each in sums)
-    p, A, _, below, is_target = _each_entry(logits, index, settings, row, in_backward=True)
-    gradient = torch.where(below, p*(sum_below+sum_top)-A, p*(sum_below+(sum_top-A))-A*q_top)
-    gradient = torch.where(_is_masked(logits, in_backward=True), 0., gradient)
-    return torch.where(is_target, at_target, gradient)
+def _gradient_from_sums(logits, settings, row, sums):
+    "The gradient of classes that are not the target: Eq. (1) below the largest logit, else Eq. (4); (N, C, ...)"
+    sum_below, sum_top, q_top, _ = (each.to(logits.dtype) for each in sums)
+    exponential, difference, _ = _exact_exp(logits, row.maximum, in_backward=True)
+    below, top = _below_and_top(exponential, difference, row, settings)
+    if_below = below.p*(sum_below+sum_top) - below.A
+    if_top = top.p*(sum_below+(sum_top-top.A)) - top.A*q_top
+    gradient = torch.where(row.maximum > logits, if_below, if_top)
+    return torch.where(_is_masked(logits, in_backward=True), 0., gradient)
 
 def _as_computed(input, gamma_neg):
     "Logits in what a compiler computes in: at least float32, float64 for powers that are no multiplications"
@@ -487,8 +480,9 @@ class CompiledRows(Function):
         sums = Sums(*saved[4:8])
         settings = SingleLabelSettings(*unpack(saved[8:], ctx.rest))
         logits = _as_computed(input, settings.gamma_neg)
-        gradient = _gradient_from_sums(logits, index, settings, row, sums)*grad_output.to(logits.dtype)
-        return torch.where(known, gradient, 0.).to(input.dtype), *[None]*6
+        def of_input(gradient): return torch.where(known, gradient*grad_output.to(logits.dtype), 0.).to(input.dtype)
+        gradient = of_input(_gradient_from_sums(logits, settings, row, sums))
+        return gradient.scatter(1, index, of_input(sums.at_target.to(logits.dtype))), *[None]*6
 
 # %% ../../nbs/25_ops.single_label.ipynb #10857905
 def compiled_single_label_loss(input, target, settings, ignore_index, reduction):
