@@ -236,7 +236,7 @@ def run_benchmark(options:BenchOptions) -> dict[str, Any]:
         absent = dict.fromkeys(package for task in plan.tasks for package in missing(task))
         if absent: print(f"left out, not installed: {', '.join(absent)}")
         for each in skipped: print(f"{each['size'][0]} x {each['size'][1]} skipped, {each['reason']}")
-        warm_up()
+        warm_up(compiled=not options.no_compile)
         measure_all(options, plan, groups, record)
     record['seconds'] = round(time.time()-start)
     if options.out: save_record(options.out, record)

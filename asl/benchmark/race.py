@@ -12,6 +12,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from itertools import accumulate
 from statistics import NormalDist
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -182,10 +183,18 @@ def summary(samples) -> dict[str, list[float]]:
     return {part: quartiles(times) for part, times in parts.items()} | dict(each=each)
 
 # %% ../../nbs/50_benchmark.race.ipynb #e027532a
-def warm_up():
-    "Bring all threads into the state in which they will stay"
+def warm_up(compiled:bool=False):
+    "Bring all threads, and the compiler if there is to be one, into the state in which they will stay"
     torch.full((2**20,), .5).pow(3.3)
     os.environ.setdefault('KINETO_LOG_LEVEL', '99')   # the profiler that counts memory talks to itself on stderr
+    if not compiled: return
+    os.environ['TORCHINDUCTOR_CACHE_DIR'] = _compiled().name
+    torch.compile(lambda x: x.sin().sum())(torch.ones(9, requires_grad=True)).backward()
+
+@lru_cache
+def _compiled() -> TemporaryDirectory:
+    "A folder for what the compiler keeps; it goes when Python ends"
+    return TemporaryDirectory(prefix='asl_bench-', ignore_cleanup_errors=True)
 
 # %% ../../nbs/50_benchmark.race.ipynb #9b9e366a
 def kept(loss, z:Tensor, y:Tensor) -> tuple[int, int]:
