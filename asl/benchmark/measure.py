@@ -22,7 +22,7 @@ import torch
 from .. import __version__
 from .heads import draw_heads, head_inputs, head_table, heads, measure_heads
 from .options import BenchOptions
-from .race import OPTIONAL, entrants, inputs, measure, missing, warm_up
+from .race import OPTIONAL, entrants, fresh_caches, inputs, measure, missing, warm_up
 from .report import draw, hardware, save_plot, save_record, table, title
 from ..cli import Refused, check, find_device, fixed, need, versions
 
@@ -228,7 +228,7 @@ def run_benchmark(options:BenchOptions) -> dict[str, Any]:
     skipped = too_large(options, plan)
     sizes = [size for size in plan.sizes if size not in [each['size'] for each in skipped]]
     groups = list(product(plan.tasks, sizes, plan.dtypes))
-    with fixed(options.seed, options.threads or torch.get_num_threads()):
+    with fixed(options.seed, options.threads or torch.get_num_threads()), fresh_caches():
         record:dict[str, Any] = dict(command=command, date=str(date.today()), machine=machine(plan.device),
             versions=raced_versions(), options=asdict(options), units='ms: min, 25%, 50%, 75%; bytes', seconds=None,
             skipped=skipped, rows=[])

@@ -6,13 +6,16 @@
 __all__ = []
 
 # %% ../../nbs/50_benchmark.race.ipynb #6f2c01ad
-import math, os, time
+import atexit, math, os, time
 from collections.abc import Callable
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
 from itertools import accumulate
+from pathlib import Path
+from shutil import rmtree
 from statistics import NormalDist
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 
 import torch
 from torch import Tensor
@@ -188,13 +191,23 @@ def warm_up(compiled:bool=False):
     torch.full((2**20,), .5).pow(3.3)
     os.environ.setdefault('KINETO_LOG_LEVEL', '99')   # the profiler that counts memory talks to itself on stderr
     if not compiled: return
-    os.environ['TORCHINDUCTOR_CACHE_DIR'] = _compiled().name
     torch.compile(lambda x: x.sin().sum())(torch.ones(9, requires_grad=True)).backward()
 
-@lru_cache
-def _compiled() -> TemporaryDirectory:
-    "A folder for what the compiler keeps; it goes when Python ends"
-    return TemporaryDirectory(prefix='asl_bench-', ignore_cleanup_errors=True)
+CACHES = 'TORCHINDUCTOR_CACHE_DIR', 'TRITON_CACHE_DIR'
+
+@contextmanager
+def fresh_caches():
+    """While this lasts, compilers find no kernels of an earlier run on disk. What they write stays until Python ends:
+    they remember where it is"""
+    folder = Path(mkdtemp(prefix='asl_bench-'))
+    atexit.register(rmtree, folder, ignore_errors=True)
+    before = {name: os.environ.get(name) for name in CACHES}
+    os.environ.update({name: str(folder/name) for name in CACHES})
+    try: yield folder
+    finally:
+        for name, value in before.items():
+            if value is None: os.environ.pop(name, None)
+            else: os.environ[name] = value
 
 # %% ../../nbs/50_benchmark.race.ipynb #9b9e366a
 def kept(loss, z:Tensor, y:Tensor) -> tuple[int, int]:
