@@ -1,6 +1,6 @@
 """Run notebooks. `python tools/execute.py [notebooks]` stores what they show; with `--check` nothing is stored, and
 whatever shows something else than is stored fails. This is the notebooks' test as well: a cell that raises fails."""
-import os, re, sys
+import os, re, sys, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -59,6 +59,11 @@ def run(path, check=False):
     return [f'{b.id}: {fault}\n{b.source}' for a, b in zip(old.cells, new.cells) if a.cell_type == 'code'
         for fault in compare(a, b, '#| varies' in b.source)]
 
+def timed(path, check):
+    "The faults of one notebook, and how many seconds it took"
+    start = time.perf_counter()
+    return run(path, check), time.perf_counter()-start
+
 def main(args):
     from nbdev.doclinks import nbglob
     check = '--check' in args
@@ -66,10 +71,10 @@ def main(args):
     context = get_context('forkserver' if hasattr(os, 'fork') else 'spawn')
     if hasattr(os, 'fork'): context.set_forkserver_preload([*heavy])
     with ProcessPoolExecutor(min(2, len(paths)), context, max_tasks_per_child=1) as pool:
-        results = list(zip(paths, pool.map(run, paths, [check]*len(paths))))
-    for path, faults in results:
-        print(f"{'FAILED' if faults else 'ok'} {path.name}", *faults, sep='\n  ')
-    failed = sum(bool(faults) for _, faults in results)
+        results = list(zip(paths, pool.map(timed, paths, [check]*len(paths))))
+    for path, (faults, seconds) in results:
+        print(f"{'FAILED' if faults else 'ok'} {path.name} ({seconds:.0f} s)", *faults, sep='\n  ')
+    failed = sum(bool(faults) for _, (faults, _) in results)
     print(f'{len(paths)-failed} passed, {failed} failed')
     return failed > 0
 

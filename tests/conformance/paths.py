@@ -113,14 +113,17 @@ def in_jax(which):
     def tensor(x, dtype):
         with jax.enable_x64(True): return torch.tensor(jax.device_get(x.astype(jnp.float64))).to(dtype)
     def value_and_gradient(z, target, settings):
-        loss = getattr(asl.jax, which)
         with jax.enable_x64(True):
             settings = {name: array(value) for name, value in settings.items()}
-            value, pullback = jax.vjp(jax.jit(lambda z: loss(z, array(target), **settings)), array(z))
-            dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
+            @jax.jit                                    # one program of both, as for a step of training
+            def both(z):
+                value, pullback = jax.vjp(lambda z: getattr(asl.jax, which)(z, array(target), **settings), z)
+                return value, pullback(jnp.ones_like(value))[0]
+            value, gradient = both(array(z))
         def back(cotangent):
-            with jax.enable_x64(True): return tensor(pullback(array(cotangent).astype(value.dtype))[0], z.dtype)
-        return tensor(value, dtype), back
+            assert (cotangent == 1).all()
+            return tensor(gradient, z.dtype)
+        return tensor(value, torch.float64 if z.dtype == torch.float64 else torch.float32), back
     return lambda z, target, **settings: _Given.apply(z, value_and_gradient, target, settings)
 
 # Heads: hidden activations and a weight whose product is the logits, to the last bit
