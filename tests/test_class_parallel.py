@@ -287,7 +287,7 @@ head = parallelize_module(LinearAsymmetricLoss(8, 100), init_device_mesh('cpu', 
 for step in range(1, 100):
     if step==5 and rank==1: FAULT
     head(torch.randn(4, 8, requires_grad=True), torch.zeros(4, 1, dtype=torch.long)).backward()
-    print('step', step, flush=True)
+    print(f'step {step}\\n', end='', flush=True)        # in one piece: both processes write here
 '''
 
 @pytest.mark.parametrize('fault, says', [
