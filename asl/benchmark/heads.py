@@ -95,16 +95,20 @@ def head_table(rows) -> str:
     return '\n'.join([header, *[head_row(row, plain[0] if plain else None) for row in rows]])
 
 # %% ../../nbs/51_benchmark.heads.ipynb #6f2c02bc
-def head_panel(ax, rows):
+def look(entrant, entrants) -> dict:
+    "How an entrant (peer, mode) is drawn: tiles solid, other heads dashed, and each of a kind in a colour of its own"
+    tiled = entrant[0] == 'tiles'
+    of_a_kind = [each for each in entrants if (each[0] == 'tiles') == tiled]
+    return dict(color=f'C{of_a_kind.index(entrant)}', marker='o' if tiled else 's', ls='-' if tiled else '--', ms=4)
+
+def head_panel(ax, rows, entrants):
     "Time of each entrant against the share of easy negatives"
     from matplotlib.ticker import LogLocator
     shares = list(dict.fromkeys(row['easy'] for row in rows))
-    for i, same_head in enumerate(cases(rows, 'peer', 'mode')):
-        measured = [row for row in same_head if 'both' in row]
-        if not measured: continue
-        peer, mode = (measured[0][key] for key in ('peer', 'mode'))
+    for entrant in entrants:
+        measured = [row for row in rows if (row['peer'], row['mode']) == entrant and 'both' in row]
         ax.plot([shares.index(row['easy']) for row in measured], [median(row) for row in measured],
-                'o-' if peer == 'tiles' else 's--', color=f'C{i}', ms=4, label=f'{peer}, {mode}')
+                **look(entrant, entrants), label=', '.join(entrant))
     ax.set(xticks=range(len(shares)), xticklabels=[f'{100*share:g}' for share in shares], yscale='log', ylabel='ms')
     ax.set_xlabel('easy negatives, percent')
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -116,6 +120,8 @@ def draw_heads(fig, rows):
     "Forward and backward against the share of easy negatives, a panel for each size and type"
     panels = cases(rows, 'size', 'dtype')
     axs = fig.subplots((len(panels)+1)//2, min(2, len(panels)), squeeze=False).ravel()
-    for ax, panel in zip(axs, panels): head_panel(ax, panel)
+    entrants = list(dict.fromkeys((row['peer'], row['mode']) for row in rows if 'both' in row))
+    for ax, panel in zip(axs, panels): head_panel(ax, panel, entrants)
     for ax in axs[len(panels):]: ax.set_visible(False)
-    fig.legend(*axs[0].get_legend_handles_labels(), loc='outside lower center', ncols=4, fontsize=8)
+    fig.legend(*axs[0].get_legend_handles_labels(), loc='outside lower center', ncols=4, fontsize=8,
+        handlelength=3.5)
